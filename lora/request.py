@@ -1,0 +1,90 @@
+"""One training request as plain data, and the rules that no single input can check for itself.
+
+The ranges of single inputs stand in `train.py`, where Cog enforces them; what is checked here needs two inputs or a
+parsed one. Nothing here touches the file's content, a model or the network.
+"""
+
+import dataclasses
+from pathlib import Path
+
+LORA_TYPES = ("subject", "style")
+RESOLUTION_RANGE = (64, 2048)
+"""Pixels. Below 64 a FLUX picture has 4 x 4 tokens; above 2048 FLUX.1-dev does not draw soundly."""
+PATCH = 16
+"""Pixels a token stands for, each way: 8 by the autoencoder, 2 by packing."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainRequest:
+    """What a user asked for. Every field is one input of `train()`; no defaults here, and no secrets."""
+
+    input_images: Path
+    """A zip, tar or tar.gz of pictures, each with an optional `.txt` caption beside it."""
+    trigger_word: str
+    """1 to 60 characters, any script."""
+    lora_type: str
+    """One of LORA_TYPES."""
+    autocaption: bool
+    """Whether pictures without a caption get one from the captioning model (else from a template)."""
+    autocaption_prefix: str
+    autocaption_suffix: str
+    training_steps: int
+    """Optimizer steps, 1 to 6000."""
+    learning_rate: float | None
+    """1e-7 to 1e-2; None: chosen from the type and the base's width (`lora.fit.default_learning_rate`)."""
+    lora_rank: int
+    """1 to 128."""
+    resolution: str | None
+    """Comma-separated sides in pixels; None: the base's own."""
+    batch_size: int
+    """Pictures a step, 1 to 8."""
+    caption_dropout_rate: float
+    """Share of steps that see the empty caption, 0 to 1."""
+    prior_loss_weight: float
+    """Weight of holding the adapter to the base's own draws, 0 to 10; 0 leaves it out."""
+    seed: int | None
+    """0 to 2**32 - 1; None: chosen at random and recorded."""
+
+    def check(self) -> None:
+        """Raises ValueError with every fault of the request in one message, one a line."""
+        faults = []
+        if not self.input_images.is_file():
+            faults.append(
+                f"input_images: there is no file {self.input_images.name!r}; give a zip, tar or tar.gz of pictures"
+            )
+        word = self.trigger_word
+        if not word.strip():
+            faults.append("trigger_word: it is blank; give 1 to 60 characters, such as TOK")
+        elif word != word.strip() or not word.isprintable():
+            faults.append(
+                f"trigger_word: {word!r} begins or ends with a space, or holds a line break or control character;"
+                " give it on one line without them"
+            )
+        for name in ("autocaption_prefix", "autocaption_suffix"):
+            value = getattr(self, name)
+            if value and not value.isprintable():
+                faults.append(f"{name}: it holds a line break or a control character; give one line of text")
+        if self.lora_type not in LORA_TYPES:
+            faults.append(f"lora_type: {self.lora_type!r} is not one of {', '.join(LORA_TYPES)}")
+        if self.resolution is not None:
+            try:
+                parse_resolution(self.resolution)
+            except ValueError as error:
+                faults.append(str(error))
+        if faults:
+            raise ValueError("\n".join(faults))
+
+
+def parse_resolution(text: str) -> tuple[int, ...]:
+    """ "512, 768,1024" -> (512, 768, 1024), sorted and without repeats; raises ValueError naming the input."""
+    low, high = RESOLUTION_RANGE
+    sides = set()
+    for part in text.split(","):
+        side = int(part) if part.strip().isascii() and part.strip().isdigit() else -1
+        if not low <= side <= high or side % PATCH:
+            raise ValueError(
+                f"resolution: {part.strip()!r} in {text!r} is not a multiple of {PATCH} from {low} to {high};"
+                ' give one or several, separated by commas, such as "512,768,1024"'
+            )
+        sides.add(side)
+    return tuple(sorted(sides))
