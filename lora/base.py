@@ -1,0 +1,209 @@
+"""The base model: finding it, checking that its files are whole, and lending its parts for the length of a `with`.
+
+One way for all bases. The project's own toy base has FLUX.1-dev's classes and file layout, and its native size and text
+lengths come from its files like any other's.
+"""
+
+import contextlib
+import dataclasses
+import gc
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
+from lora.hardware import Gpu, Plan
+
+FLUX_DEV = "black-forest-labs/FLUX.1-dev"
+TOY = Path(__file__).parent.parent / "toyflux" / "base"
+COMPONENTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
+FILES = ("model_index.json", *(f"{c}/*" for c in (*COMPONENTS, "tokenizer", "tokenizer_2", "scheduler")))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Base:
+    """A complete folder in diffusers' layout."""
+
+    name: str
+    """The Hub id, or the folder's name."""
+    folder: Path
+    reason: str
+    """Why this base."""
+    native: int
+    """Side in pixels that it draws best: the autoencoder's `sample_size`, 1024 for FLUX.1-dev."""
+    clip_tokens: int
+    t5_tokens: int
+    """Length of its text, 77 and 512 for FLUX.1-dev: the tokenizers' `model_max_length`."""
+    width: int
+    """Of the transformer's hidden state, 3072 for FLUX.1-dev."""
+    parameters: int
+    """Of the transformer."""
+    scheduler: dict
+    """The scheduler's config."""
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """Sides to train at where the user names none: 512, 768 and 1024 as far as the base goes, and its own."""
+        return (*(side for side in (512, 768, 1024) if side < self.native), self.native)
+
+    @contextlib.contextmanager
+    def text(self, plan: Plan) -> Iterator[FluxPipeline]:
+        """diffusers' own pipeline with nothing but the tokenizers and text encoders, for `encode_prompt`."""
+        pipeline = FluxPipeline.from_pretrained(self.folder, transformer=None, vae=None, dtype=plan.dtype)
+        pipeline.to(plan.device)
+        try:
+            yield pipeline
+        finally:
+            del pipeline
+            _free()
+
+    @contextlib.contextmanager
+    def vae(self, plan: Plan) -> Iterator[AutoencoderKL]:
+        vae = AutoencoderKL.from_pretrained(self.folder, subfolder="vae", dtype=plan.dtype)
+        try:
+            yield vae.to(plan.device).eval().requires_grad_(False)
+        finally:
+            del vae
+            _free()
+
+    @contextlib.contextmanager
+    def transformer(self, plan: Plan) -> Iterator[FluxTransformer2DModel]:
+        transformer = FluxTransformer2DModel.from_pretrained(self.folder, subfolder="transformer", dtype=plan.dtype)
+        try:
+            yield transformer.to(plan.device).eval().requires_grad_(False)
+        finally:
+            del transformer
+            _free()
+
+
+def find(name: str | None, gpu: Gpu | None) -> Base:
+    """The base that `name` means: a folder, or an id on the Hugging Face Hub; FLUX.1-dev or the toy where it is None.
+
+    Raises ValueError that names FLUX_BASE where there is no such folder or id, where the Hub refuses, and where a file
+    is missing or cut short.
+    """
+    if not name and gpu is None:
+        reason = "no GPU and no FLUX_BASE: THIS IS THE TOY BASE, which draws simple little pictures, not photographs"
+        return _open("toyflux", TOY, reason)
+    name = name or FLUX_DEV
+    if Path(name).is_dir():
+        return _open(Path(name).resolve().name, Path(name), "the folder in FLUX_BASE")
+    try:
+        folder = snapshot_download(name, allow_patterns=list(FILES))
+    except HFValidationError as error:
+        raise ValueError(
+            f"FLUX_BASE: {name!r} is neither a folder nor an id of the Hugging Face Hub; give a folder in diffusers'"
+            f" layout or an id such as {FLUX_DEV}"
+        ) from error
+    except GatedRepoError as error:
+        raise ValueError(
+            f"FLUX_BASE: {name} is gated: accept its licence on its page at the Hugging Face Hub, then set HF_TOKEN to"
+            " a token of that account"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ValueError(
+            f"FLUX_BASE: the Hugging Face Hub has no {name}, or HF_TOKEN may not read it; check both"
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise ValueError(
+            f"FLUX_BASE: {name} could not be downloaded ({type(error).__name__}: {error}); try again, or set FLUX_BASE"
+            " to a folder that holds it"
+        ) from error
+    return _open(name, Path(folder), "from the Hugging Face Hub")
+
+
+def _open(name: str, folder: Path, reason: str) -> Base:
+    faults = incomplete(folder)
+    if faults:
+        raise ValueError(
+            f"FLUX_BASE: {name} is not a complete FLUX base in diffusers' layout: {'; '.join(faults)}."
+            " Fetch it again, or set FLUX_BASE to a complete folder"
+        )
+    transformer = _read_json(folder / "transformer" / "config.json")
+    return Base(
+        name=name,
+        folder=folder,
+        reason=reason,
+        native=_read_json(folder / "vae" / "config.json")["sample_size"],
+        clip_tokens=_read_json(folder / "tokenizer" / "tokenizer_config.json")["model_max_length"],
+        t5_tokens=_read_json(folder / "tokenizer_2" / "tokenizer_config.json")["model_max_length"],
+        width=transformer["num_attention_heads"] * transformer["attention_head_dim"],
+        parameters=sum(_parameters(file) for file in _weights(folder / "transformer")),
+        scheduler=_read_json(folder / "scheduler" / "scheduler_config.json"),
+    )
+
+
+def incomplete(folder: Path) -> list[str]:
+    """What is missing or cut short in a base's folder, a line each; empty where it is whole.
+
+    A sharded component is whole when every shard that its index names is; a safetensors file is whole when it is as
+    long as its header says.
+    """
+    if not (folder / "model_index.json").is_file():
+        return ["there is no model_index.json"]
+    faults = []
+    for needed in (
+        *(f"{component}/config.json" for component in COMPONENTS),
+        "tokenizer/tokenizer_config.json",
+        "tokenizer_2/tokenizer_config.json",
+        "scheduler/scheduler_config.json",
+    ):
+        if not (folder / needed).is_file():
+            faults.append(f"{needed} is missing")
+    for component in COMPONENTS:
+        files = _weights(folder / component)
+        if not files:
+            faults.append(f"{component} has no safetensors weights")
+        for file in files:
+            inside = file.relative_to(folder)
+            if not file.is_file():
+                faults.append(f"{inside} is missing, though the index names it")
+            elif file.stat().st_size != (whole := _length(file)):
+                faults.append(f"{inside} is cut short or damaged ({file.stat().st_size} bytes of {whole})")
+    return faults
+
+
+def _weights(component: Path) -> list[Path]:
+    """The safetensors files of a component: those its index names, or the only one."""
+    indexes = sorted(component.glob("*.safetensors.index.json"))
+    if indexes:
+        return [component / name for name in sorted(set(_read_json(indexes[0])["weight_map"].values()))]
+    return sorted(component.glob("*.safetensors"))[:1]
+
+
+def _header(file: Path) -> tuple[int, dict]:
+    """Length of a safetensors header and what it says; (0, {}) for a file that has none."""
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 0 < length <= 100_000_000:
+            return 0, {}
+        try:
+            return length, json.loads(stream.read(length))
+        except ValueError:
+            return 0, {}
+
+
+def _length(file: Path) -> int:
+    length, header = _header(file)
+    return 8 + length + max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
+
+
+def _parameters(file: Path) -> int:
+    shapes = [tensor["shape"] for name, tensor in _header(file)[1].items() if name != "__metadata__"]
+    return sum(torch.Size(shape).numel() for shape in shapes)
+
+
+def _read_json(file: Path) -> dict:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,79 @@
+"""Pictures to latents and prompts to embeddings, once each, before the transformer is loaded.
+
+One picture at one size is one Example, which carries its own caption: nothing is ever joined by the order of a loader.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lora import flow
+from lora.base import Base
+from lora.hardware import Plan
+
+Text = dict[str, Tensor]
+"""`prompt_embeds` (T, D) from T5 and `pooled` (P,) from CLIP, of one prompt."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Example:
+    """One picture in one bucket, as the transformer sees it."""
+
+    name: str
+    size: tuple[int, int]
+    """Latent cells, (height, width)."""
+    mean: Tensor
+    std: Tensor
+    """(S, 4C) each, packed and normalised: the autoencoder gives a distribution, which `fit` draws from anew each time,
+    so that its noise is not learned as if it were the picture's."""
+    caption: str
+
+
+@torch.no_grad()
+def encode_pictures(base: Base, plan: Plan, pictures: Iterable[tuple[str, str, Image.Image]]) -> list[Example]:
+    """(name, caption, picture) -> Example; a picture's sides must be multiples of 16 pixels."""
+    examples = []
+    with base.vae(plan) as vae:
+        shift, scale = vae.config.shift_factor or 0.0, vae.config.scaling_factor
+        for name, caption, picture in pictures:
+            # (H, W, 3) bytes -> (1, 3, H, W) in -1..1
+            pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].to(plan.device, plan.dtype)
+            latents = vae.encode(pixels / 127.5 - 1).latent_dist  # (1, C, H/8, W/8)
+            height, width = latents.mean.shape[-2:]
+            example = Example(
+                name=f"{name} at {picture.width}x{picture.height}",
+                size=(height, width),
+                mean=flow.pack((latents.mean - shift) * scale)[0],
+                std=flow.pack(latents.std * scale)[0],
+                caption=caption,
+            )
+            examples.append(example)
+    return examples
+
+
+@torch.no_grad()
+def encode_texts(base: Base, plan: Plan, prompts: Iterable[str]) -> tuple[dict[str, Text], list[str]]:
+    """Every distinct prompt, encoded by diffusers' own `FluxPipeline.encode_prompt`; and the prompts cut at the end.
+
+    A prompt is cut where it has more T5 tokens than the base's text length.
+    """
+    texts, cut = {}, []
+    with base.text(plan) as pipeline:
+        for prompt in dict.fromkeys(prompts):
+            embeds, pooled, _ = pipeline.encode_prompt(
+                prompt=prompt, prompt_2=None, device=plan.device, max_sequence_length=base.t5_tokens
+            )
+            texts[prompt] = {"prompt_embeds": embeds[0], "pooled": pooled[0]}
+            if len(pipeline.tokenizer_2(prompt).input_ids) > base.t5_tokens:
+                cut.append(prompt)
+    return texts, cut
+
+
+def stack(texts: Mapping[str, Text], prompts: Iterable[str]) -> Text:
+    """The embeddings of a batch of prompts: `prompt_embeds` (B, T, D) and `pooled` (B, P)."""
+    batch = [texts[prompt] for prompt in prompts]
+    return {key: torch.stack([text[key] for text in batch]) for key in ("prompt_embeds", "pooled")}

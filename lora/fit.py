@@ -1,0 +1,155 @@
+"""The optimizer and the loop: a generator, so that whoever runs it decides what to do between steps."""
+
+import dataclasses
+import math
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from diffusers import FluxTransformer2DModel
+from torch import Tensor
+
+from lora import flow, prior
+from lora.encode import Example, Text, stack
+from lora.prior import Prior
+
+FLUX_WIDTH = 3072
+LEARNING_RATES = {"subject": 4e-4, "style": 4e-4}
+"""At FLUX.1-dev's width, for rank 16 and AdamW; 4e-4 is what ostris/flux-dev-lora-trainer uses on Replicate."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to train; every value decided, nothing left to guess."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    caption_dropout_rate: float
+    prior_loss_weight: float
+    seed: int
+    timestep_mean: float = 0.0
+    """Of the logit-normal; see `flow.sample_timesteps`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class StepReport:
+    step: int
+    """From 1."""
+    loss: Tensor
+    """A scalar still on its device: reading it waits for the GPU, so read it only where it is shown."""
+    prior_loss: Tensor
+    learning_rate: float
+    seconds: float
+    """Since the loop began."""
+
+
+def default_learning_rate(lora_type: str, width: int) -> tuple[float, str]:
+    """The learning rate for a type on a base of this width, and why.
+
+    Adam's steps have the same size for every weight, so a layer with n inputs moves its output by about sqrt(n) times
+    as much: the rate goes with the inverse of the width's root.
+    """
+    rate = LEARNING_RATES[lora_type] * math.sqrt(FLUX_WIDTH / width)
+    reason = f"{LEARNING_RATES[lora_type]:.2g} for a {lora_type} at FLUX.1-dev's width"
+    return rate, reason if width == FLUX_WIDTH else f"{reason} {FLUX_WIDTH}, times the root of {FLUX_WIDTH}/{width}"
+
+
+def batches(examples: Sequence[Example], batch_size: int, rng: random.Random) -> Iterator[list[Example]]:
+    """Endless batches of one size each: every example once, in a new order, before any comes again."""
+    while True:
+        by_size: dict[tuple[int, int], list[Example]] = {}
+        for example in rng.sample(examples, len(examples)):
+            by_size.setdefault(example.size, []).append(example)
+        epoch = [group[i : i + batch_size] for group in by_size.values() for i in range(0, len(group), batch_size)]
+        yield from rng.sample(epoch, len(epoch))
+
+
+def learning_rate_at(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up over the first 2 % (50 steps at most), then half a cosine to a tenth of the peak; step from 1."""
+    warm_up = min(50, max(1, steps // 50))
+    if step < warm_up:
+        return peak * step / warm_up
+    progress = (step - warm_up) / max(1, steps - warm_up)
+    return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def step_loss(
+    transformer: FluxTransformer2DModel,
+    batch: Sequence[Example],
+    captions: Sequence[str],
+    texts: Mapping[str, Text],
+    generator: torch.Generator,
+    timestep_mean: float = 0.0,
+) -> Tensor:
+    """The flow-matching loss of one batch of examples under `captions`, a scalar with a gradient."""
+    mean = torch.stack([example.mean for example in batch])  # (B, S, 4C)
+    std = torch.stack([example.std for example in batch])
+
+    def randn() -> Tensor:
+        return torch.randn(mean.shape, generator=generator).to(mean)
+
+    latents = mean + std * randn()
+    noise = randn()
+    timesteps = flow.sample_timesteps(len(batch), generator, timestep_mean).to(mean.device)
+    noisy = flow.add_noise(latents, noise, timesteps)
+    text = stack(texts, captions)
+    prediction = flow.velocity(transformer, noisy, timesteps, flow.TRAINING_GUIDANCE, text, batch[0].size)
+    return flow.flow_loss(prediction, latents, noise)
+
+
+def prior_loss(transformer: FluxTransformer2DModel, batch: Sequence[Prior], texts: Mapping[str, Text]) -> Tensor:
+    """How far the adapted model has gone from the base on steps of the base's own drawings, a scalar."""
+    noisy = torch.stack([p.noisy for p in batch])
+    timesteps = torch.tensor([p.timestep for p in batch], device=noisy.device)
+    text = stack(texts, [p.prompt for p in batch])
+    prediction = flow.velocity(transformer, noisy, timesteps, prior.GUIDANCE, text, batch[0].size)
+    return F.mse_loss(prediction.float(), torch.stack([p.velocity for p in batch]).float())
+
+
+def fit(
+    transformer: FluxTransformer2DModel,
+    parameters: Sequence[torch.nn.Parameter],
+    examples: Sequence[Example],
+    priors: Sequence[Prior],
+    texts: Mapping[str, Text],
+    settings: Settings,
+) -> Iterator[StepReport]:
+    """Trains `parameters` in place, a StepReport a step.
+
+    `texts` must hold every caption, the empty one, and every prior's prompt. The same arguments on the same machine
+    give the same weights, bit for bit on a CPU.
+    """
+    rng = random.Random(settings.seed)
+    generator = torch.Generator().manual_seed(settings.seed)
+    device = parameters[0].device
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=1e-4, fused=True)
+    source = batches(examples, settings.batch_size, rng)
+    started = time.monotonic()
+    for step in range(1, settings.steps + 1):
+        batch = next(source)
+        captions = ["" if rng.random() < settings.caption_dropout_rate else example.caption for example in batch]
+        rate = learning_rate_at(step, settings.steps, settings.learning_rate)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        # The adapter's weights are float32 and the base is bf16 on a GPU: autocast multiplies them in the base's type.
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device.type == "cuda"):
+            loss = step_loss(transformer, batch, captions, texts, generator, settings.timestep_mean)
+        loss.backward()
+        kept = torch.zeros((), device=device)
+        if priors and settings.prior_loss_weight > 0:
+            with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device.type == "cuda"):
+                kept = prior_loss(transformer, rng.sample(priors, min(settings.batch_size, len(priors))), texts)
+            (settings.prior_loss_weight * kept).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        yield StepReport(
+            step=step,
+            loss=loss.detach(),
+            prior_loss=kept.detach(),
+            learning_rate=rate,
+            seconds=time.monotonic() - started,
+        )
