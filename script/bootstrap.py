@@ -1,0 +1,92 @@
+"""Makes a virtual environment (the first argument) with the requirements that come on standard input; torch comes from
+the index that the second argument names, where that can be reached.
+
+Standard library only. Safe against an interruption and against a second one at the same time: the environment counts as
+made when it holds `installed.txt`, which is written last, and a lock beside it keeps the second one waiting.
+"""
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ERROR_LINES = 15
+
+
+def main() -> int:
+    folder, torch_index = Path(sys.argv[1]), sys.argv[2]
+    requirements = sys.stdin.read()
+    try:
+        with folder.with_name(folder.name + ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            stamp = folder / "installed.txt"
+            if stamp.is_file() and stamp.read_text(encoding="utf-8") == requirements:
+                return 0  # another one has just made it
+            return make(folder, requirements, stamp, torch_index)
+    except KeyboardInterrupt:
+        say("interrupted; the next use starts again, with what was downloaded")
+        return 130
+
+
+def make(folder: Path, requirements: str, stamp: Path, torch_index: str) -> int:
+    """Creates the environment, or brings a whole one up to date, and stamps it. Returns the exit status."""
+    whole = stamp.is_file() and (folder / "bin" / "python").exists()
+    pins = [line for line in requirements.splitlines() if "==" in line and not line.startswith("#")]
+    say(f"{'updating' if whole else 'making'} .venv, once: {len(pins)} packages, Python {sys.version.split()[0]}")
+    if whole:
+        stamp.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        venv.create(folder, with_pip=True)
+    wanted = folder / "requirements.txt"
+    wanted.write_text(requirements, encoding="utf-8")
+    python = folder / "bin" / "python"
+    torch = next(pin for pin in pins if pin.startswith("torch=="))
+    # The index knows torch alone, and each further package would be looked up there in vain: hence a step of its own.
+    one_try = ["--no-deps", "--retries", "1", "--timeout", "20", "--extra-index-url", torch_index]
+    status = pip(python, *one_try, torch) or pip(python, "-r", str(wanted))
+    if status == 0:
+        wanted.replace(stamp)
+        say("ready")
+    return status
+
+
+def pip(python: Path, *arguments: str) -> int:
+    """Runs pip install, showing its large downloads, and the end of its output where it fails. Returns its status."""
+    output: list[str] = []
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [python, "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=environment,
+    )
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            output.append(line)
+            words = line.split()
+            if words[:1] == ["Downloading"] and ("MB" in line or "GB" in line):
+                say("downloading " + " ".join([words[1].rsplit("/", 1)[-1], *words[2:]]))
+            elif line.startswith("Installing collected packages"):
+                say(f"unpacking {line.count(',') + 1} packages")
+    finally:
+        process.terminate()
+        status = process.wait()
+    if status:
+        say("pip failed:")
+        print("".join(output[-ERROR_LINES:]), file=sys.stderr)
+    return status
+
+
+def say(text: str) -> None:
+    print(f"script/python: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

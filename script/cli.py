@@ -1,0 +1,267 @@
+"""The command line of a Cog function: `-i name=value`, checked as Cog's server checks a request, and a clean end.
+
+`parse` takes the inputs from what `script.signature` read, so a new input of `train.py` is here without a word more.
+`run` gives the work a folder of its own which is gone afterwards, however the work ends.
+"""
+
+import argparse
+import difflib
+import math
+import os
+import signal
+import sys
+import tempfile
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import cog
+from cog._adt import InputField, PredictorInfo, PrimitiveType, Repetition
+from cog._inspector import check_input
+
+WIDTH = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What `--help` says of a command besides its inputs."""
+
+    program: str
+    """As it is called: script/train."""
+    summary: str
+    """One sentence."""
+    output: str
+    """The file that is written where -o is not given."""
+
+
+def parse(
+    command: Command, signature: PredictorInfo, argv: Sequence[str], environ: Mapping[str, str]
+) -> tuple[dict[str, object], Path]:
+    """Every input of the signature with its value or default, and the file to write.
+
+    Exits with 0 after --help, and with 2 after naming everything that is wrong.
+    """
+    parser = argparse.ArgumentParser(prog=command.program, add_help=False, allow_abbrev=False)
+    parser.add_argument("-i", "--input", action="append", default=[], dest="inputs", metavar="NAME=VALUE")
+    parser.add_argument("-o", "--output", default=command.output, metavar="FILE")
+    parser.add_argument("-h", "--help", action="store_true")
+    arguments = parser.parse_args(argv)
+    if arguments.help:
+        print(help_text(command, signature))
+        raise SystemExit(0)
+
+    output = Path(arguments.output)
+    values, faults = check(signature, arguments.inputs, environ)
+    if output.is_dir():
+        faults.append(f"-o: {output} is a folder; name a file")
+    elif not os.access(output.absolute().parent, os.W_OK | os.X_OK):
+        faults.append(f"-o: {output.absolute().parent} is not a folder that can be written to")
+    if faults:
+        print(f"{command.program}: nothing was started:", *faults, sep="\n  ", file=sys.stderr)
+        print(f"{command.program} --help shows every input", file=sys.stderr)
+        raise SystemExit(2)
+    return values, output
+
+
+def check(
+    signature: PredictorInfo, pairs: Sequence[str], environ: Mapping[str, str]
+) -> tuple[dict[str, object], list[str]]:
+    """The values of all inputs, defaults included, from texts `name=value`; and all that is wrong, a line each.
+
+    A name without `=` is a secret's, and takes the environment variable of that name in capitals.
+    """
+    values: dict[str, object] = {}
+    faults: list[str] = []
+    given: set[str] = set()
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        field = signature.inputs.get(name)
+        if field is None:
+            close = difflib.get_close_matches(name, signature.inputs, n=1)
+            faults.append(f"{name}: no such input" + (f"; {close[0]} is meant?" if close else ""))
+            continue
+        if name in given:
+            faults.append(f"{name}: given twice")
+        given.add(name)
+        try:
+            if field.type.primitive is PrimitiveType.SECRET:
+                values[name] = _secret(field, text if equals else None, environ)
+            elif not equals:
+                faults.append(f"{name}: write -i {name}=VALUE")
+            else:
+                values[name] = _value(field, text)
+        except ValueError as error:
+            faults.append(f"{name}: {error}")
+    for name, field in signature.inputs.items():
+        if name in given:
+            continue
+        try:
+            values |= check_input({name: field}, {})
+        except ValueError:
+            faults.append(f"{name}: missing; it must be {describe(field)}")
+    return values, faults
+
+
+def _value(field: InputField, text: str) -> object:
+    """The text as the field's type, within its limits. Raises ValueError that says what is allowed."""
+    if field.type.primitive is PrimitiveType.PATH:
+        if text.startswith(("http://", "https://", "data:")):
+            return cog.Path.validate(text)
+        return cog.Path(_file(text.removeprefix("@")))
+    if text.startswith("@"):
+        text = _read(text[1:])
+    if not text and field.type.repetition is Repetition.OPTIONAL and field.type.primitive is not PrimitiveType.STRING:
+        return None  # "leave it empty"
+    try:
+        value = _convert(field.type.primitive, text)
+        return check_input({field.name: field}, {field.name: value})[field.name]
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not {describe(field)}") from error
+
+
+def _convert(primitive: PrimitiveType, text: str) -> object:
+    if primitive is PrimitiveType.BOOL:
+        if text.lower() not in ("true", "false"):
+            raise ValueError("neither true nor false")
+        return text.lower() == "true"
+    if primitive is PrimitiveType.INTEGER:
+        return int(text)
+    if primitive is PrimitiveType.FLOAT:
+        number = float(text)
+        if not math.isfinite(number):
+            raise ValueError("not a finite number")
+        return number
+    return text
+
+
+def _secret(field: InputField, text: str | None, environ: Mapping[str, str]) -> cog.Secret:
+    """The secret from a file or the environment: what stands on a command line is seen by all users of a machine."""
+    variable = field.name.upper()
+    if text is None:
+        if not environ.get(variable):
+            raise ValueError(f"the environment variable {variable} is not set")
+        return cog.Secret(environ[variable])
+    if not text.startswith("@"):
+        raise ValueError(f"write -i {field.name}=@FILE, or -i {field.name} for {variable} from the environment")
+    return cog.Secret(_read(text[1:]))
+
+
+def _file(name: str) -> Path:
+    path = Path(name)
+    if not path.is_file():
+        raise ValueError(f"there is no file {path} in {Path.cwd()}" if not path.is_absolute() else f"no file {path}")
+    return path.absolute()
+
+
+def _read(name: str) -> str:
+    try:
+        return _file(name).read_text(encoding="utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not text in UTF-8") from error
+
+
+def describe(field: InputField) -> str:
+    """What a value of the field must be: `a whole number from 1 to 6000`."""
+    if field.choices:
+        return " or ".join(str(choice) for choice in field.choices)
+    match field.type.primitive:
+        case PrimitiveType.PATH:
+            return "@FILE or a URL"
+        case PrimitiveType.SECRET:
+            return "@FILE, or from the environment"
+        case PrimitiveType.BOOL:
+            return "true or false"
+        case PrimitiveType.INTEGER:
+            return "a whole number" + _limits(field.ge, field.le)
+        case PrimitiveType.FLOAT:
+            return "a number" + _limits(field.ge, field.le)
+    return "text" + _limits(field.min_length, field.max_length, " characters")
+
+
+def _limits(low: float | None, high: float | None, unit: str = "") -> str:
+    if low is None and high is None:
+        return ""
+    if low is None:
+        return f" of at most {high:g}{unit}" if unit else f" up to {high:.10g}"
+    if high is None:
+        return f" of at least {low:.10g}{unit}"
+    return f" {'of' if unit else 'from'} {low:.10g} to {high:.10g}{unit}"
+
+
+def help_text(command: Command, signature: PredictorInfo) -> str:
+    """The command, and each input with its type, limits, default and description."""
+    usage = f"""\
+usage: {command.program} -i NAME=VALUE [-i NAME=VALUE …] [-o FILE]
+
+{command.summary}
+
+  -i NAME=VALUE     an input; NAME=@FILE takes a file, or the text in it
+  -o FILE           what to write: {command.output}
+  -h, --help        this text
+
+inputs:"""
+    lines = [usage]
+    for field in signature.inputs.values():
+        optional = field.type.repetition is Repetition.OPTIONAL
+        kind = describe(field)
+        if field.type.primitive is PrimitiveType.SECRET:
+            kind += f": {field.name}=@FILE, or {field.name} alone for ${field.name.upper()}"
+        if field.default is not None:
+            default = str(field.default).lower() if isinstance(field.default, bool) else field.default
+            kind += f"; {default} if not given"
+        elif not optional:
+            kind += "; required"
+        lines.append(f"  {field.name}: {kind}")
+        if field.description:
+            lines.append(textwrap.fill(field.description, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6))
+    return "\n".join(lines)
+
+
+def run(command: Command, work: Callable[[], None]) -> int:
+    """Does the work and returns the exit status: 0, 1 after an error whose text is printed, 130 after Ctrl-C.
+
+    All temporary files that the work makes lie in one folder, which is removed at the end, also when the terminal
+    closes or the process is asked to end (status 128 + signal).
+    """
+    for end in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(end, _exit)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f"{Path(command.program).name}-") as folder:
+            os.environ["TMPDIR"] = tempfile.tempdir = folder
+            try:
+                work()
+            finally:
+                tempfile.tempdir = None
+    except KeyboardInterrupt:
+        print(f"\n{command.program}: interrupted; nothing was kept", file=sys.stderr)
+        return 130
+    except Exception as error:
+        print(f"{command.program}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def fetch(values: Mapping[str, object]) -> dict[str, object]:
+    """The values with every URL downloaded to a temporary file, as Cog's server does it before a run."""
+    return {name: value.convert() if isinstance(value, cog.URLPath) else value for name, value in values.items()}
+
+
+def move_into_place(made: bytes | Path, output: Path) -> None:
+    """Puts the file, or the bytes, at `output` in one step: whoever looks sees the old file or the whole new one."""
+    partial = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        if isinstance(made, Path):
+            with made.open("rb") as source, partial.open("wb") as target:
+                while block := source.read(1 << 20):
+                    target.write(block)
+        else:
+            partial.write_bytes(made)
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,50 @@
+"""Trains from the command line: the Python behind script/train."""
+
+import os
+import sys
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from script import cli, signature
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMAND = cli.Command(
+    program="script/train",
+    summary="Trains a FLUX LoRA on a zip of pictures, as Cog would, without Docker.",
+    output="trained_model.tar",
+)
+PREVIEW = "report/preview.webp"
+
+
+def main(argv: Sequence[str]) -> int:
+    values, output = cli.parse(COMMAND, signature.read(ROOT / "train.py", "train"), argv, os.environ)
+    return cli.run(COMMAND, lambda: _train(values, output))
+
+
+def _train(values: dict[str, object], output: Path) -> None:
+    from train import train  # only now: it loads torch
+
+    weights = Path(train(**cli.fetch(values)).weights)  # type: ignore[arg-type]
+    picture = output.with_name(f"{output.stem}-preview.webp")
+    preview = read_member(weights, PREVIEW)
+    if preview is not None:
+        cli.move_into_place(preview, picture)
+    cli.move_into_place(weights, output)
+    print(f"The LoRA:            {output} ({output.stat().st_size / 1e6:.1f} MB)")
+    if preview is not None:
+        print(f"Before and after:    {picture}")
+
+
+def read_member(tar: Path, name: str) -> bytes | None:
+    """The bytes of a file in the tar, or None where it has no such file."""
+    with tarfile.open(tar) as archive:
+        try:
+            member = archive.extractfile(name)
+        except KeyError:
+            return None
+        return member.read() if member else None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
