@@ -59,6 +59,8 @@ def unpack(archive: Path, folder: Path) -> list[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     assert not any(folder.iterdir()), f"{folder} must be empty"
+    if archive.is_dir():
+        raise ValueError("input_images: must be a zip, tar or tar.gz of pictures, but it is a folder: pack it.")
     with open(archive, "rb") as file:
         source = _Counted(file)
         return sorted(_write(_entries(source), folder, source))
@@ -66,8 +68,9 @@ def unpack(archive: Path, folder: Path) -> list[Path]:
 
 def is_junk(name: str) -> bool:
     """Whether an archive name (parts joined by `/`) is a hidden or system file, which nobody means to send."""
-    parts = [part for part in name.casefold().split("/") if part not in ("", ".")]
-    return any(part.startswith(".") or part in _JUNK_NAMES for part in parts) or name.casefold().endswith(_JUNK_SUFFIXES)
+    name = name.casefold()
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    return name.endswith(_JUNK_SUFFIXES) or any(part.startswith(".") or part in _JUNK_NAMES for part in parts)
 
 
 def pack(members: Mapping[str, Path], tar: Path) -> None:
@@ -120,18 +123,17 @@ class _Counted:
 
     def read(self, size: int = -1) -> bytes:
         if size > _MAX_HEADER:
-            raise ValueError(f"input_images: the archive's directory claims {size:,} bytes, more than {_MAX_HEADER:,}.")
+            raise ValueError(f"its directory claims {size:,} bytes, of at most {_MAX_HEADER:,}")
         data = self.file.read(_MAX_HEADER if size < 0 else size)
         self.count += len(data)
         return data
 
 
 def _write(entries: Iterable[_Entry], folder: Path, source: _Counted) -> Iterator[Path]:
-    """Write each entry that is a file and no junk below `folder`, counting; yield its path. Raise the faults at last."""
+    """Write each entry that is a file and no junk below `folder`; yield its path. All faults are raised at the end."""
     faults: list[str] = []
-    taken: dict[str, str] = {}  # what a name becomes on a disk that folds case -> the name as given
-    folders: dict[str, str] = {}
-    files = total = 0
+    names = _Names()
+    total = 0
     for seen, entry in enumerate(entries, start=1):
         if seen > MAX_ENTRIES:
             raise ValueError(f"input_images: more than {MAX_ENTRIES:,} entries. Send only the pictures and captions.")
@@ -139,40 +141,44 @@ def _write(entries: Iterable[_Entry], folder: Path, source: _Counted) -> Iterato
             parts = _parts(entry.name)
             if is_junk("/".join(parts)) or (entry.is_folder and not entry.fault):
                 continue
+            names.claim(entry.name, parts)
             if entry.fault:
                 raise _BadEntry(entry.fault)
-            files += 1
-            if files > MAX_FILES:
-                raise ValueError(f"input_images: more than {MAX_FILES:,} files. Send fewer pictures.")
-            _claim(entry.name, parts, taken, folders)
             path = folder.joinpath(*parts)
             path.parent.mkdir(parents=True, exist_ok=True)
-            before, size = source.count, 0
             with open(path, "xb") as out:
-                for chunk in entry.chunks():
-                    size += len(chunk)
-                    total += len(chunk)
-                    if total > MAX_BYTES:
-                        raise ValueError(
-                            f"input_images: more than {MAX_BYTES / 2**30:g} GiB unpacked, passed at {entry.name!r}. "
-                            "Send fewer or smaller pictures."
-                        )
-                    if size > RATIO_FROM and size > MAX_RATIO * (source.count - before):
-                        raise ValueError(
-                            f"input_images: {entry.name!r} unpacks to more than {MAX_RATIO} times its size in the "
-                            f"archive. Entries over {RATIO_FROM / 2**20:g} MiB may not: save the picture as PNG or JPEG."
-                        )
+                for chunk in _limited(entry, total, source):
                     out.write(chunk)
+                total += out.tell()
             yield path
         except _BadEntry as fault:
-            faults.append(f"{entry.name!r} {fault}")
+            faults.append(f"{_shown(entry.name)} {fault}")
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            message = f"the disk is full, at {entry.name!r} after {total:,} bytes: free space or send a smaller archive"
-            raise OSError(errno.ENOSPC, message) from error
+            message = (
+                f"the disk is full, at {_shown(entry.name)} after {total:,} bytes: free space or send fewer pictures"
+            )
+            raise OSError(error.errno, message) from error
     if faults:
-        raise ValueError(_listed("input_images: these entries of the archive cannot be used:", faults))
+        more = [f"… and {len(faults) - _FAULTS_SHOWN} more"] if len(faults) > _FAULTS_SHOWN else []
+        lines = ["input_images: these entries of the archive cannot be used:", *faults[:_FAULTS_SHOWN], *more]
+        raise ValueError("\n  ".join(lines))
+
+
+def _limited(entry: _Entry, total: int, source: _Counted) -> Iterator[bytes]:
+    """The bytes of an entry, as long as it and the `total` unpacked before it keep the limits."""
+    before, size = source.count, 0
+    for chunk in entry.chunks():
+        size += len(chunk)
+        if total + size > MAX_BYTES:
+            raise _too_large(entry.name)
+        if size > RATIO_FROM and size > MAX_RATIO * (source.count - before):
+            raise ValueError(
+                f"input_images: {_shown(entry.name)} unpacks to more than {MAX_RATIO} times its packed size, which "
+                f"entries over {RATIO_FROM / 2**20:g} MiB may not. Save the picture as JPEG or PNG."
+            )
+        yield chunk
 
 
 def _parts(name: str) -> list[str]:
@@ -203,16 +209,25 @@ def _shortened(part: str) -> str:
     return stem.encode("utf-8", "surrogatepass")[:room].decode("utf-8", "ignore") + mark + suffix
 
 
-def _claim(name: str, parts: list[str], taken: dict[str, str], folders: dict[str, str]) -> None:
-    """Note the name, and refuse one that another entry has on a file system which folds case or Unicode forms."""
-    keys = [_folded("/".join(parts[:depth])) for depth in range(1, len(parts) + 1)]
-    if not keys:
-        raise _BadEntry("has no name")
-    other = taken.get(keys[-1]) or folders.get(keys[-1]) or next((taken[key] for key in keys if key in taken), None)
-    if other is not None:
-        raise _BadEntry(f"and {other!r} are two entries that become one name: rename one of them")
-    taken[keys[-1]] = name
-    folders.update((key, name) for key in keys[:-1])
+class _Names:
+    """The names taken so far, as a file system sees them that folds case and Unicode's forms."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, str] = {}
+        self.folders: dict[str, str] = {}
+
+    def claim(self, name: str, parts: list[str]) -> None:
+        """Take a name, unless another entry has it, or it is a file's where a folder must be, or the reverse."""
+        if not parts:
+            raise _BadEntry("has no name")
+        *above, whole = [_folded("/".join(parts[:depth])) for depth in range(1, len(parts) + 1)]
+        other = next((self.files[key] for key in [whole, *above] if key in self.files), self.folders.get(whole))
+        if other is not None:
+            raise _BadEntry(f"and {_shown(other)} are two entries that become one name: rename one of them")
+        self.files[whole] = name
+        if len(self.files) > MAX_FILES:
+            raise ValueError(f"input_images: more than {MAX_FILES:,} files. Send fewer pictures.")
+        self.folders.update((key, name) for key in above)
 
 
 def _folded(name: str) -> str:
@@ -225,40 +240,43 @@ def _entries(source: _Counted) -> Iterator[_Entry]:
     source.seek(0)
     if head.startswith(b"\x1f\x8b"):
         return _tar_entries(_Gunzip(source), "tar.gz")
-    if head.startswith(b"PK"):
-        return _zip_entries(source)
     if _is_tar(head):
         return _tar_entries(source, "tar")
-    if zipfile.is_zipfile(source):  # type: ignore[arg-type]  # something stands before the zip, as in a self-extractor
-        source.seek(0)
+    if head.startswith((b"PK\3\4", b"PK\5\6")) or zipfile.is_zipfile(source):  # a self-extractor starts otherwise
         return _zip_entries(source)
     raise ValueError(f"input_images: must be a zip, tar or tar.gz of pictures, but {_what_it_is(head)}.")
 
 
+_OTHER_KINDS = {
+    b"Rar!": "it is a RAR archive",
+    b"7z\xbc\xaf\x27\x1c": "it is a 7z archive",
+    b"BZh": "it is compressed by bzip2",
+    b"\xfd7zXZ": "it is compressed by xz",
+    b"\x28\xb5\x2f\xfd": "it is compressed by zstd",
+    b"\xff\xd8\xff": "it is a single JPEG",
+    b"\x89PNG": "it is a single PNG",
+    b"RIFF": "it is a single picture or film",
+    b"%PDF": "it is a PDF",
+}
+
+
 def _what_it_is(head: bytes) -> str:
-    kinds = {
-        b"": "the file is empty",
-        b"Rar!": "it is a RAR archive: pack the pictures as a zip",
-        b"7z\xbc\xaf\x27\x1c": "it is a 7z archive: pack the pictures as a zip",
-        b"BZh": "it is bzip2: pack the pictures as a zip",
-        b"\xfd7zXZ": "it is xz: pack the pictures as a zip",
-        b"\x28\xb5\x2f\xfd": "it is zstd: pack the pictures as a zip",
-        b"\xff\xd8\xff": "it is one JPEG picture: put the pictures into a zip",
-        b"\x89PNG": "it is one PNG picture: put the pictures into a zip",
-        b"RIFF": "it is one media file: put the pictures into a zip",
-        b"%PDF": "it is a PDF",
-    }
+    if not head:
+        return "the file is empty"
     if re.match(rb"\s*(<!doctype|<html|<\?xml)", head, re.IGNORECASE):
         return "it is a web page: give a link to the file itself, not to a page that offers it"
-    return next((what for magic, what in kinds.items() if magic and head.startswith(magic)), None) or (
-        f"it starts with the bytes {head[:8]!r}" if head else kinds[b""]
-    )
+    kind = next((kind for magic, kind in _OTHER_KINDS.items() if head.startswith(magic)), None)
+    return kind or f"it starts with the bytes {head[:8]!r}"
+
+
+# What `zipfile` raises on a damaged one; NotImplementedError where it asks for what `zipfile` lacks
+_ZIP_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, NotImplementedError)
 
 
 def _zip_entries(source: _Counted) -> Iterator[_Entry]:
     try:
-        zipped = zipfile.ZipFile(source)  # type: ignore[arg-type]
-    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, EOFError, struct.error) as error:
+        zipped = zipfile.ZipFile(source)
+    except _ZIP_DAMAGE as error:
         raise _damaged("zip", str(error)) from error
     for info in zipped.infolist():
         kind = stat.S_IFMT(info.external_attr >> 16)
@@ -280,14 +298,21 @@ def _zip_entries(source: _Counted) -> Iterator[_Entry]:
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:
-    """The whole name as stored, which `zipfile` cuts at a NUL. Without the UTF-8 flag it is cp437 by the
-    specification (APPNOTE 4.4.4, appendix D), yet macOS and many tools write UTF-8 there."""
+    """The whole name as stored (`zipfile` cuts it at a NUL).
+
+    Without the UTF-8 flag the bytes are cp437 by the specification (APPNOTE, appendix D), yet macOS and others write
+    UTF-8 there, and WinRAR or 7-Zip put the UTF-8 name into an extra field of type 0x7075 (APPNOTE 4.6.9).
+    """
     if info.flag_bits & 0x800:
         return info.orig_filename
-    try:
-        return info.orig_filename.encode("cp437").decode("utf-8")
-    except UnicodeDecodeError:
-        return info.orig_filename
+    raw = info.orig_filename.encode("cp437")
+    extra = info.extra
+    while len(extra) >= 4:
+        kind, length = struct.unpack_from("<HH", extra)
+        if kind == 0x7075 and extra[4:9] == b"\1" + struct.pack("<I", zlib.crc32(raw)):
+            raw = extra[9 : 4 + length]
+        extra = extra[4 + length :]
+    return _text(raw)
 
 
 def _zip_chunks(zipped: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
@@ -295,12 +320,12 @@ def _zip_chunks(zipped: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[byte
         with zipped.open(info) as file:
             while chunk := file.read(_CHUNK):
                 yield chunk
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError, struct.error) as error:
+    except _ZIP_DAMAGE as error:
         raise _BadEntry(f"is damaged ({error})") from error
 
 
 class _Gunzip:
-    """The bytes in a gzip file, a bounded piece at a time. Rubbish after the last stream, as some tools pad, is left."""
+    """The bytes in a gzip file, a bounded piece at a time. Rubbish after the last of its streams is left alone."""
 
     def __init__(self, source: _Source) -> None:
         self.source = source
@@ -314,7 +339,7 @@ class _Gunzip:
                 if not rest.startswith(b"\x1f\x8b"):
                     return b""
                 self.packed, self.inflate = rest, zlib.decompressobj(wbits=31)
-            self.packed = self.packed or self.source.read(2**16)
+            self.packed = self.packed or self.source.read(2**12)  # little, for the ratio is counted by it
             if not self.packed:
                 raise _damaged("tar.gz", "it ends in the middle")
             try:
@@ -338,14 +363,18 @@ def _tar_entries(source: _Source, kind: str) -> Iterator[_Entry]:
     """The entries of a tar, in one pass forward (`tarfile` follows headers wherever they point, and takes a damaged
     header for the end). A long name comes in an entry of its own before the file: GNU's type L, or pax's x."""
     stream = _TarStream(source, kind)
-    name = None
+    name: str | None = None
     while any(header := stream.exactly(512)):
         try:
             info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
         except tarfile.TarError as error:
+            if stream.at == len(header):
+                raise ValueError(
+                    "input_images: must be a zip, tar or tar.gz of pictures: it has no tar in it."
+                ) from error
             raise _damaged(kind, str(error)) from error
         if info.size < 0:
-            raise _damaged(kind, f"{info.name!r} claims {info.size} bytes")
+            raise _damaged(kind, f"{_shown(info.name)} claims {info.size} bytes")
         after = stream.at + -(-info.size // 512) * 512  # entries are padded to whole blocks
         if info.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
             if info.size > _MAX_HEADER:
@@ -356,7 +385,7 @@ def _tar_entries(source: _Source, kind: str) -> Iterator[_Entry]:
             plain = info.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
             yield _Entry(
                 name=name or _text(info.name.encode("utf-8", "surrogateescape")),
-                is_folder=info.isdir() or (plain and bool(name) and name.endswith("/")),
+                is_folder=info.isdir() or (name or "").endswith("/"),
                 fault="" if plain or info.isdir() else "is a link or a device: send the picture itself",
                 chunks=lambda size=info.size: stream.chunks(size),  # type: ignore[misc]
             )
@@ -379,7 +408,7 @@ class _TarStream:
             size -= len(chunk)
             self.at += len(chunk)
             if self.at > MAX_BYTES + MAX_ENTRIES * 1024:  # what is skipped counts too: it costs time
-                raise ValueError(f"input_images: more than {MAX_BYTES / 2**30:g} GiB unpacked. Send fewer pictures.")
+                raise _too_large("what is skipped")
             yield chunk
 
     def exactly(self, size: int) -> bytes:
@@ -387,7 +416,7 @@ class _TarStream:
 
 
 def _pax_path(record: bytes) -> str | None:
-    """The path in a pax header, whose lines are `LENGTH KEY=VALUE\\n` with LENGTH counting the whole line (POSIX pax)."""
+    """The path in a pax header, whose lines are `LENGTH KEY=VALUE`, LENGTH counting the whole line (POSIX, pax)."""
     path = None
     while match := re.match(rb"(\d{1,9}) ([^=\n]+)=", record):
         length = int(match[1])
@@ -406,10 +435,15 @@ def _text(name: bytes) -> str:
         return name.decode("cp437")
 
 
+def _shown(name: str) -> str:
+    return repr(name if len(name) <= 150 else name[:150] + "…")
+
+
 def _damaged(kind: str, why: str) -> ValueError:
     return ValueError(f"input_images: the {kind} is cut short or damaged ({why}). Pack and upload it again.")
 
 
-def _listed(title: str, faults: list[str]) -> str:
-    more = [f"… and {len(faults) - _FAULTS_SHOWN} more"] if len(faults) > _FAULTS_SHOWN else []
-    return "\n".join([title, *(f"  {fault}" for fault in [*faults[:_FAULTS_SHOWN], *more])])
+def _too_large(name: str) -> ValueError:
+    return ValueError(
+        f"input_images: more than {MAX_BYTES / 2**30:g} GiB unpacked, at {_shown(name)}. Send fewer pictures."
+    )

@@ -1,122 +1,145 @@
 """Pictures for training: decoded upright in sRGB, given an aspect-ratio bucket, scaled and cropped to it.
 
-One picture may train at several resolutions; it is decoded once for all of them, in threads, a few at a time, so that
-memory does not grow with their number.
+One picture may train at several resolutions; it is decoded once for all of them, in threads, a few pictures at a time,
+so that memory does not grow with their number.
 """
 
+import contextlib
 import functools
-import math
+import os
 import struct
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
+from typing import TypeVar
 
 import pillow_heif
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from lora.archive import MAX_PIXELS
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "BMP", "DIB", "TIFF", "GIF")
+"""What is read, told by the bytes of a file and not by its name."""
 MAX_ASPECT = 4.0
 """The longest bucket, long side to short; a longer picture is cropped to it."""
+SPARE = 2
+"""A large picture is first made smaller by whole steps, cheaply, but never below this many times what is needed, so
+that the Lanczos filter still decides what is seen (Pillow's `thumbnail` does the same with its `reducing_gap`)."""
 
-# What Pillow and its codecs raise on a damaged file
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, TypeError, KeyError, IndexError, OverflowError,
-           AttributeError, struct.error, zlib.error, Image.DecompressionBombError)  # fmt: skip
+# What Pillow and its codecs raise on a damaged file; RuntimeError is pillow-heif's and pillow's AVIF reader's
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error, zlib.error)
+
+_UPRIGHT = {  # EXIF orientation -> what turns the stored picture upright (Exif 2.32, tag 0x0112)
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
-def read_picture(path: Path, least: tuple[int, int] | None = None) -> Image.Image:
+def read_picture(path: Path, least: tuple[int, int] | None = None, name: str = "") -> Image.Image:
     """Decode a picture: first frame, upright by its EXIF, colours in sRGB, on white where it is transparent, mode RGB.
 
-    Where `least` (width, height, of the upright picture) is given, a large JPEG is decoded at a half, a quarter or an
-    eighth of its size, never below twice `least`, for speed.
+    Where `least` (width, height of the upright picture) is given, the result may be smaller than the file's picture,
+    though not below SPARE times `least`, and comes sooner.
 
-    Raises ValueError naming the file where it is damaged or has more than MAX_PIXELS.
+    Raises ValueError, naming the file by `name` or else by its own, where it is damaged, of an unknown kind, or larger
+    than MAX_PIXELS.
     """
-    try:
-        with _open(path) as image:
-            if least is not None:
-                wanted = (2 * least[0], 2 * least[1])
-                image.draft("RGB", wanted[::-1] if _turned(image) else wanted)
-            return _srgb(ImageOps.exif_transpose(image))
-    except _DAMAGE as error:
-        raise ValueError(f"{path.name!r} cannot be read as a picture: {error}") from error
+    with _open(path, name or path.name) as image:
+        return _decode(image, least or image.size)
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """Width and height of the upright picture, from its header. Raises ValueError as `read_picture` does."""
-    try:
-        with _open(path) as image:
-            return (image.height, image.width) if _turned(image) else image.size
-    except _DAMAGE as error:
-        raise ValueError(f"{path.name!r} cannot be read as a picture: {error}") from error
+    """Width and height of the upright picture. Raises ValueError as `read_picture` does."""
+    with _open(path, path.name) as image:
+        return _upright_size(image)
 
 
-@functools.cache
 def choose_bucket(width: int, height: int, resolution: int, step: int = 16) -> tuple[int, int]:
-    """The bucket (width, height) that crops a picture least: multiples of `step`, area at most resolution² and as near
-    to it as the multiples allow, no longer than MAX_ASPECT."""
+    """The bucket (width, height) that crops a picture of this size least: sides are multiples of `step`, the area is at
+    most resolution² and as near to it as the multiples allow, long side to short is at most MAX_ASPECT."""
+    assert min(width, height) > 0
+    assert resolution >= step > 0
     if height > width:
         tall, wide = choose_bucket(height, width, resolution, step)
         return wide, tall
-    assert height > 0 and resolution >= step > 0
-    best, best_score = (step, step), (0.0, 0)
-    for long in range(resolution // step * step, int(resolution * math.sqrt(MAX_ASPECT)) + 1, step):
+    best, best_score = (0, 0), (0.0, 0)
+    for long in range(resolution // step * step, int(MAX_ASPECT * resolution) + 1, step):
         short = resolution * resolution // (long * step) * step
+        if not short or long > MAX_ASPECT * short:
+            break
         kept = min(width * short, long * height) / max(width * short, long * height)
-        if short and long <= MAX_ASPECT * short and (kept, long * short) > best_score:
+        if (kept, long * short) > best_score:
             best, best_score = (long, short), (kept, long * short)
     return best
 
 
 def buckets_for(width: int, height: int, resolutions: Sequence[int], step: int = 16) -> list[tuple[int, int]]:
-    """One bucket for each resolution that the picture fills without being enlarged, smallest first; the smallest one in
-    any case."""
-    buckets = [choose_bucket(width, height, resolution, step) for resolution in sorted(resolutions)]
-    return [bucket for i, bucket in enumerate(dict.fromkeys(buckets)) if i == 0 or _cover(width, height, bucket) <= 1]
+    """The buckets a picture of this size trains in, smallest first: the smallest resolution's in any case, and of every
+    larger one that it fills without being enlarged."""
+    buckets = [choose_bucket(width, height, resolution, step) for resolution in sorted(set(resolutions))]
+    return buckets[:1] + [bucket for bucket in buckets[1:] if cover(width, height, bucket) <= 1]
+
+
+def cover(width: int, height: int, size: tuple[int, int]) -> float:
+    """How much a picture of `width` x `height` is enlarged, or made smaller, to cover `size` (width, height)."""
+    return max(size[0] / width, size[1] / height)
 
 
 def fit_to(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Scale `image` (Lanczos) to cover `size` (width, height) and crop its centre."""
-    scale = _cover(*image.size, size)
-    width, height = size[0] / scale, size[1] / scale
+    """Scale `image` (Lanczos) to cover `size` (width, height), and crop its centre."""
+    scale = cover(*image.size, size)
+    width, height = min(image.width, size[0] / scale), min(image.height, size[1] / scale)
     left, top = (image.width - width) / 2, (image.height - height) / 2
-    box = (max(0.0, left), max(0.0, top), min(image.width, left + width), min(image.height, top + height))
-    return image.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+    box = (left, top, min(image.width, left + width), min(image.height, top + height))
+    return image.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=SPARE + 1)
 
 
 def prepared(
-    paths: Iterable[Path], resolutions: Sequence[int], step: int = 16, threads: int = 2
+    paths: Iterable[Path], resolutions: Sequence[int], step: int = 16, threads: int | None = None
 ) -> Iterator[list[Image.Image]]:
-    """For each path, in order, the picture in each of its buckets (`buckets_for`), decoded once, in `threads` threads.
+    """For each path, in order: the picture in each of its buckets (`buckets_for`), decoded once, `in_threads`.
 
-    At most `threads` + 1 pictures are under way at a time.
+    Raises ValueError as `read_picture` does.
     """
-    pending: deque[Future[list[Image.Image]]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="pictures") as pool:
-        try:
-            for path in paths:
-                pending.append(pool.submit(_prepare, path, resolutions, step))
-                if len(pending) > threads:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+
+    def prepare(path: Path) -> list[Image.Image]:
+        with _open(path, path.name) as image:
+            buckets = buckets_for(*_upright_size(image), resolutions, step)
+            decoded = _decode(image, (max(width for width, _ in buckets), max(height for _, height in buckets)))
+        return [fit_to(decoded, bucket) for bucket in buckets]
+
+    return in_threads(prepare, paths, threads)
 
 
-def _prepare(path: Path, resolutions: Sequence[int], step: int) -> list[Image.Image]:
-    buckets = buckets_for(*picture_size(path), resolutions, step)
-    least = (max(width for width, _ in buckets), max(height for _, height in buckets))
-    image = read_picture(path, least)
-    return [fit_to(image, bucket) for bucket in buckets]
+def in_threads(work: Callable[[Item], Result], items: Iterable[Item], threads: int | None = None) -> Iterator[Result]:
+    """`work(item)` for each item, in order, in `threads` threads (None: one a core, at most 8).
 
-
-def _cover(width: int, height: int, size: tuple[int, int]) -> float:
-    return max(size[0] / width, size[1] / height)
+    No more than `threads` + 1 results are under way or waiting, so memory is bounded. When the caller stops early, what
+    runs is finished and nothing else begun.
+    """
+    threads = threads or min(8, os.cpu_count() or 1)
+    waiting: deque[Future[Result]] = deque()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="pictures")
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 @functools.cache
@@ -124,60 +147,97 @@ def _know_heif() -> None:
     pillow_heif.register_heif_opener()
 
 
-def _open(path: Path) -> Image.Image:
+@contextlib.contextmanager
+def _open(path: Path, name: str) -> Iterator[Image.Image]:
+    """The picture with its header read. Whatever goes wrong until it is closed is an error that names it."""
     _know_heif()
-    image = Image.open(path, formats=FORMATS)
-    if image.width * image.height > MAX_PIXELS:
-        size = f"{image.width} x {image.height}"
-        image.close()
-        raise ValueError(f"{size} is more than {MAX_PIXELS / 1e6:g} megapixels: make it smaller")
-    return image
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(
+                    f"{image.width} x {image.height} is over {MAX_PIXELS / 1e6:g} megapixels: make it smaller"
+                )
+            if not image.width * image.height:
+                raise ValueError("it has no pixels")
+            yield image
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name!r} has more than {MAX_PIXELS / 1e6:g} megapixels: make it smaller") from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{name!r} is damaged, or no {', '.join(FORMATS)} whatever its name says") from error
+    except _DAMAGE as error:
+        raise ValueError(f"{name!r} cannot be read as a picture: {error}") from error
 
 
-def _turned(image: Image.Image) -> bool:
-    """Whether the stored picture lies on its side. Pillow's TIFF reader turns the picture and its size by itself."""
-    return image.format != "TIFF" and image.getexif().get(0x0112) in (5, 6, 7, 8)
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation still to be applied, 1 to 8. A broken EXIF counts as none."""
+    if image.format in ("TIFF", "HEIF"):  # their readers turn the picture, and say its upright size
+        return 1
+    if image.format == "PNG":  # its EXIF may follow the pixels, and asking for it would hide damage to them
+        image.load()
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except _DAMAGE:
+        return 1
+    return orientation if orientation in _UPRIGHT else 1
 
 
-def _srgb(image: Image.Image) -> Image.Image:
-    """Any mode and colour profile -> RGB in sRGB, on white."""
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    return image.size[::-1] if _orientation(image) >= 5 else image.size
+
+
+def _decode(image: Image.Image, least: tuple[int, int]) -> Image.Image:
+    """An opened picture -> RGB, upright, sRGB, on white, not made smaller than SPARE times `least`."""
+    orientation = _orientation(image)
+    wide, high = least[::-1] if orientation >= 5 else least
+    image.draft(None, (SPARE * wide, SPARE * high))  # a JPEG is decoded at a half, a quarter or an eighth
     profile = image.info.get("icc_profile")
-    alpha = None
+    picture = _plain(image)
+    if (factor := min(picture.width // (SPARE * wide), picture.height // (SPARE * high))) > 1:
+        picture = picture.reduce(factor)
+    if orientation in _UPRIGHT:
+        picture = picture.transpose(_UPRIGHT[orientation])
+    if picture.mode != "RGBA":
+        return _srgb(picture, profile)
+    on_white = Image.new("RGB", picture.size, "white")
+    on_white.paste(_srgb(picture.convert("RGB"), profile), mask=picture.getchannel("A"))
+    return on_white
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """Any mode -> one of 8 bits a channel: L, RGB, CMYK, LAB, or RGBA where something is transparent."""
+    if image.mode.startswith(("I", "F")):
+        return _eight_bits(image)
+    if image.mode == "La":
+        image = image.convert("LA")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        alpha = image.getchannel("A")
-        image = image.convert("RGB")
-    elif image.mode.startswith(("I", "F")):
-        image = _eight_bits(image)
-    elif image.mode not in ("L", "RGB", "CMYK", "LAB"):
-        image = image.convert("RGB")
-    image = _by_profile(image, profile)
-    if alpha is not None:
-        image = Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
-    return image
+        return image.convert("RGBA")
+    if image.mode in ("L", "RGB", "CMYK", "LAB"):
+        image.load()
+        return image
+    return image.convert("L" if image.mode == "1" else "RGB")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Greys of 16 or 32 bits, or real numbers -> 8 bits. Their white is taken from the largest value: 1, 255, 65535."""
-    top = max(1.0, float(image.getextrema()[1]))  # type: ignore[arg-type]
-    white = 65535.0 if image.mode.startswith("I;16") else next((w for w in (1.0, 255.0, 65535.0) if top <= w), top)
-    return image.convert("F").point(lambda value: value * (255.0 / white) + 0.5).convert("L")
+    """Greys of 16 or 32 bits, or real numbers -> L. White is the format's own for 16 bits; else the first of 1, 255 and
+    65535 that no value exceeds, for the file does not say."""
+    image = image.convert("F") if (sixteen := image.mode.startswith("I;16")) else image
+    top = image.getextrema()[1]
+    assert isinstance(top, int | float)
+    white = 65535 if sixteen else next((white for white in (1, 255, 65535) if top <= white), top)
+    return image.convert("F").point(lambda value: value * (255 / white) + 0.5).convert("L")
 
 
-def _by_profile(image: Image.Image, profile: bytes | None) -> Image.Image:
+def _srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """L, RGB, CMYK or LAB in the colours of `profile` (None: sRGB) -> RGB in sRGB. A broken or unfit one is ignored."""
+    if image.mode != "LAB" and profile is None:
+        return image.convert("RGB")
     try:
-        if image.mode == "LAB":
-            source = ImageCms.createProfile("LAB")
-        elif profile and not _is_srgb(profile):
-            source = ImageCms.ImageCmsProfile(BytesIO(profile))
-        else:
+        described = ImageCms.createProfile("LAB") if image.mode == "LAB" else BytesIO(profile or b"")
+        source = ImageCms.ImageCmsProfile(described)
+        if ImageCms.getProfileDescription(source).startswith("sRGB"):
             return image.convert("RGB")
         converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError):  # a broken profile, or one for another kind of picture
+    except (ImageCms.PyCMSError, OSError):
         return image.convert("RGB")
     assert converted is not None
     return converted
-
-
-def _is_srgb(profile: bytes) -> bool:
-    return ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(BytesIO(profile))).startswith("sRGB")

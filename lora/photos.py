@@ -7,9 +7,10 @@ from pathlib import Path, PurePosixPath
 
 from lora.archive import MAX_CAPTION_BYTES
 
-PICTURE_SUFFIXES = (
-    ".jpg .jpeg .jpe .jfif .png .webp .avif .heic .heif .hif .bmp .dib .tif .tiff .gif".split()
-)  # fmt: skip
+PICTURE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp", ".dib", ".tif", ".tiff", ".gif"}
+    | {".heic", ".heif", ".hif"}
+)
 """What `buckets.read_picture` reads, in lower case."""
 
 _KINDS = "JPEG, PNG, WebP, AVIF, HEIC, BMP, TIFF or GIF"
@@ -99,7 +100,7 @@ def _read_caption(name: str, path: Path) -> str:
         raise ValueError(f"{name!r} is not UTF-8 text: save it as UTF-8") from None
     if "\0" in text:
         raise ValueError(f"{name!r} holds NUL characters, so it is not UTF-8 text: save it as UTF-8")
-    return "\n".join(text.splitlines()).strip()
+    return text.replace("\r\n", "\n").replace("\r", "\n").strip()
 
 
 def _suffix(name: str) -> str:
