@@ -1,0 +1,85 @@
+"""What several test files share: a FLUX transformer of a few thousand weights, and the project's own toy base."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+
+from lora import base
+from lora.base import Base
+from lora.encode import Example
+from lora.hardware import Plan
+
+SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
+"""Real photographs, beside the repository where it is developed; tests that need them skip where they are not."""
+
+
+@pytest.fixture
+def tiny_flux() -> FluxTransformer2DModel:
+    """One double and one single block with random weights; every output layer is non-zero, unlike a fresh one's."""
+    torch.manual_seed(0)
+    return FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=24,
+        pooled_projection_dim=12,
+        guidance_embeds=True,
+        axes_dims_rope=(4, 6, 6),
+    ).eval()
+
+
+@pytest.fixture
+def texts() -> dict[str, dict[str, torch.Tensor]]:
+    """Embeddings for the captions of `examples`, the empty one, and two prompts more, fitting `tiny_flux`."""
+    generator = torch.Generator().manual_seed(1)
+    prompts = ("", "a TOK", "a TOK on a table", "a red house", "a VEK")
+    return {
+        prompt: {
+            "prompt_embeds": torch.randn(5, 24, generator=generator),
+            "pooled": torch.randn(12, generator=generator),
+        }
+        for prompt in prompts
+    }
+
+
+@pytest.fixture
+def examples() -> list[Example]:
+    """Five pictures of two sizes, fitting `tiny_flux`."""
+    generator = torch.Generator().manual_seed(2)
+    return [
+        Example(
+            name=f"{i}",
+            size=(4, 4) if i % 2 else (2, 6),
+            mean=torch.randn(4 if i % 2 else 3, 16, generator=generator),
+            std=torch.full((4 if i % 2 else 3, 16), 0.1),
+            caption="a TOK" if i % 2 else "a TOK on a table",
+        )
+        for i in range(5)
+    ]
+
+
+@pytest.fixture(scope="session")
+def cpu() -> Plan:
+    return Plan(device="cpu", dtype=torch.float32, checkpointing=False, reason="for a test")
+
+
+@pytest.fixture(scope="session")
+def toy() -> Base:
+    return base.find(None, None)
+
+
+@pytest.fixture(scope="session")
+def photographs() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip(f"the real photographs are not here: no folder {SHARED.name} of them beside the repository")
+    return SHARED
+
+
+@pytest.fixture
+def rng() -> random.Random:
+    return random.Random(0)

@@ -1,0 +1,102 @@
+"""Finding a base, and knowing a whole one from one with a hole."""
+
+import json
+import shutil
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from lora import base
+from lora.base import Base
+from lora.hardware import Gpu, Plan
+
+GPU = Gpu(name="NVIDIA H100 80GB HBM3", memory=80 * 2**30, capability=(9, 0))
+
+
+@pytest.fixture
+def copy(toy: Base, tmp_path: Path) -> Path:
+    shutil.copytree(toy.folder, tmp_path / "base")
+    return tmp_path / "base"
+
+
+def test_without_a_gpu_and_a_name_it_is_the_toy_and_says_so(toy: Base) -> None:
+    assert toy.name == "toyflux"
+    assert "TOY" in toy.reason
+
+
+def test_native_size_text_lengths_and_width_come_from_the_files(copy: Path, toy: Base) -> None:
+    for file, key, value in (
+        ("vae/config.json", "sample_size", 1024),
+        ("tokenizer_2/tokenizer_config.json", "model_max_length", 512),
+    ):
+        config = json.loads((copy / file).read_text())
+        (copy / file).write_text(json.dumps({**config, key: value}))
+    changed = base.find(str(copy), GPU)
+    assert (changed.native, changed.t5_tokens, changed.clip_tokens) == (1024, 512, 77)
+    assert changed.resolutions == (512, 768, 1024)
+    assert toy.resolutions == (toy.native,)
+    assert toy.width == 128
+
+
+def test_parameters_are_counted_from_the_header(toy: Base, cpu: Plan) -> None:
+    with toy.transformer(cpu) as transformer:
+        assert toy.parameters == sum(p.numel() for p in transformer.parameters())
+
+
+def test_a_sharded_base_is_whole_when_its_index_says_so(copy: Path, cpu: Plan) -> None:
+    whole = copy / "transformer" / "diffusion_pytorch_model.safetensors"
+    with safe_open(whole, "pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    names, index = sorted(weights), {}
+    for shard, part in enumerate((names[::2], names[1::2]), 1):
+        name = f"diffusion_pytorch_model-0000{shard}-of-00002.safetensors"
+        save_file({key: weights[key] for key in part}, whole.with_name(name), metadata={"format": "pt"})
+        index |= dict.fromkeys(part, name)
+    whole.unlink()
+    (whole.parent / "diffusion_pytorch_model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": 1}, "weight_map": index})
+    )
+    with base.find(str(copy), None).transformer(cpu) as transformer:
+        assert torch.equal(transformer.proj_out.bias, weights["proj_out.bias"].float())
+    (whole.parent / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(ValueError, match="00002-of-00002.safetensors is missing, though the index names it"):
+        base.find(str(copy), None)
+
+
+def test_everything_missing_or_cut_short_is_told_at_once(copy: Path) -> None:
+    (copy / "vae" / "config.json").unlink()
+    shutil.rmtree(copy / "tokenizer_2")
+    weights = copy / "text_encoder" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    (copy / "transformer" / "diffusion_pytorch_model.safetensors").write_bytes(b"not weights at all")
+    with pytest.raises(ValueError, match="FLUX_BASE") as caught:
+        base.find(str(copy), None)
+    for what in ("vae/config.json", "tokenizer_2/tokenizer_config", "text_encoder/model", "transformer/diffusion"):
+        assert what in str(caught.value)
+
+
+def test_a_folder_that_is_no_base_and_a_name_that_is_no_id_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no model_index\.json"):
+        base.find(str(tmp_path), None)
+    with pytest.raises(ValueError, match="neither a folder nor an id"):
+        base.find("/no/such/folder", None)
+
+
+def test_a_hub_that_cannot_be_reached_is_an_error_not_the_toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for name, gpu in ((None, GPU), ("black-forest-labs/FLUX.1-dev", None)):
+        with pytest.raises(ValueError, match=r"FLUX_BASE: black-forest-labs/FLUX\.1-dev could not be downloaded"):
+            base.find(name, gpu)
+
+
+def test_what_is_lent_is_given_back(toy: Base, cpu: Plan) -> None:
+    with toy.vae(cpu) as vae:
+        seen = weakref.ref(vae)
+        assert not any(p.requires_grad for p in vae.parameters())
+    del vae
+    assert seen() is None

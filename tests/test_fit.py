@@ -1,0 +1,160 @@
+"""The loop: what one step computes, what a run repeats, and what the settings do."""
+
+import copy
+import math
+import random
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+
+from lora import adapter, fit, prior
+from lora.encode import Example, Text
+from lora.fit import Settings
+from lora.prior import Prior
+
+SETTINGS = Settings(steps=6, batch_size=2, learning_rate=1e-3, caption_dropout_rate=0.2, prior_loss_weight=0.5, seed=7)
+SCHEDULER = {"use_dynamic_shifting": False, "shift": 3.0}
+
+
+def _priors(transformer: FluxTransformer2DModel, texts: dict[str, Text]) -> list[Prior]:
+    return prior.draw(transformer, texts, ["a red house", "a VEK"], (4, 4), SCHEDULER, seed=1, steps=3)
+
+
+def _train(
+    transformer: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text], settings: Settings
+) -> tuple[dict[str, torch.Tensor], list[fit.StepReport]]:
+    priors = _priors(transformer, texts)
+    parameters = adapter.attach(transformer, 4, seed=3)
+    reports = list(fit.fit(transformer, parameters, examples, priors, texts, settings))
+    return adapter.state_dict(transformer), reports
+
+
+def test_a_step_equals_one_written_by_hand(
+    tiny_flux: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text]
+) -> None:
+    """diffusers' transformer called as its pipeline calls it, torch's AdamW, and the paper's loss in three lines."""
+    settings = Settings(
+        steps=1, batch_size=1, learning_rate=1e-3, caption_dropout_rate=0.0, prior_loss_weight=0.0, seed=7
+    )
+    reference = copy.deepcopy(tiny_flux)
+    parameters = adapter.attach(tiny_flux, 4, seed=3)
+    report = next(fit.fit(tiny_flux, parameters, examples[:1], [], texts, settings))
+
+    example, generator = examples[0], torch.Generator().manual_seed(7)
+    theirs = adapter.attach(reference, 4, seed=3)
+    optimizer = torch.optim.AdamW(theirs, lr=1e-3, weight_decay=1e-4)
+    latents = example.mean[None] + example.std[None] * torch.randn(1, 3, 16, generator=generator)
+    noise = torch.randn(1, 3, 16, generator=generator)
+    t = torch.sigmoid(torch.randn(1, generator=generator))
+    predicted = reference(
+        hidden_states=(1 - t) * latents + t * noise,
+        timestep=t,
+        guidance=torch.tensor([1.0]),
+        encoder_hidden_states=texts[example.caption]["prompt_embeds"][None],
+        pooled_projections=texts[example.caption]["pooled"][None],
+        txt_ids=torch.zeros(5, 3),
+        img_ids=torch.tensor([[0.0, 0, 0], [0, 0, 1], [0, 0, 2]]),
+    ).sample
+    loss = ((predicted - (noise - latents)) ** 2).mean()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(theirs, 1.0)
+    optimizer.step()
+
+    torch.testing.assert_close(report.loss, loss.detach())
+    for ours, wanted in zip(parameters, theirs, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_the_same_seed_gives_the_same_weights_bit_for_bit_and_another_seed_others(
+    tiny_flux: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text]
+) -> None:
+    once, _ = _train(copy.deepcopy(tiny_flux), examples, texts, SETTINGS)
+    again, _ = _train(copy.deepcopy(tiny_flux), examples, texts, SETTINGS)
+    other, _ = _train(copy.deepcopy(tiny_flux), examples, texts, Settings(**{**vars(SETTINGS), "seed": 8}))
+    assert once.keys() == again.keys()
+    assert all(torch.equal(once[name], again[name]) for name in once)
+    assert any(not torch.equal(once[name], other[name]) for name in once)
+
+
+def test_training_lowers_the_loss_and_leaves_the_base_alone(
+    tiny_flux: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text]
+) -> None:
+    before = {name: weight.clone() for name, weight in tiny_flux.named_parameters()}
+    settings = Settings(**{**vars(SETTINGS), "steps": 120, "learning_rate": 1e-2, "prior_loss_weight": 0.0})
+    _, reports = _train(tiny_flux, examples, texts, settings)
+    losses = [report.loss.item() for report in reports]
+    assert sum(losses[-20:]) < 0.9 * sum(losses[:20])
+    after = dict(tiny_flux.named_parameters())
+    assert all(
+        torch.equal(
+            weight,
+            after.get(
+                name, after.get(name.replace(".weight", ".base_layer.weight").replace(".bias", ".base_layer.bias"))
+            ),
+        )
+        for name, weight in before.items()
+    )
+
+
+def test_the_prior_holds_the_model_to_the_base(
+    tiny_flux: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text]
+) -> None:
+    def drift(weight: float) -> float:
+        transformer = copy.deepcopy(tiny_flux)
+        priors = _priors(transformer, texts)
+        settings = Settings(
+            **{**vars(SETTINGS), "steps": 80, "learning_rate": 1e-2, "batch_size": 1, "prior_loss_weight": weight}
+        )
+        parameters = adapter.attach(transformer, 4, seed=3)
+        for _ in fit.fit(transformer, parameters, examples, priors, texts, settings):
+            pass
+        return fit.prior_loss(transformer, [p for p in priors if p.timestep == 1], texts).item()
+
+    assert drift(5.0) < 0.5 * drift(0.0)
+
+
+def test_an_untrained_adapter_keeps_every_prior(tiny_flux: FluxTransformer2DModel, texts: dict[str, Text]) -> None:
+    priors = _priors(tiny_flux, texts)
+    assert len(priors) == 2 * 3
+    adapter.attach(tiny_flux, 4, seed=3)
+    torch.testing.assert_close(fit.prior_loss(tiny_flux, priors, texts), torch.tensor(0.0), atol=1e-8, rtol=0)
+
+
+def test_every_example_comes_once_before_any_comes_again_in_batches_of_one_size(examples: list[Example]) -> None:
+    source = fit.batches(examples, 2, random.Random(0))
+    for _ in range(3):
+        epoch: list[Example] = []
+        while len(epoch) < len(examples):
+            batch = next(source)
+            assert len({example.size for example in batch}) == 1
+            assert len(batch) <= 2
+            epoch += batch
+        assert sorted(example.name for example in epoch) == ["0", "1", "2", "3", "4"]
+
+
+def test_caption_dropout_shows_the_empty_caption_and_no_other(
+    tiny_flux: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text]
+) -> None:
+    """With every caption dropped, the captions' own embeddings can be anything."""
+    always = Settings(**{**vars(SETTINGS), "caption_dropout_rate": 1.0, "prior_loss_weight": 0.0})
+    other = {prompt: text if prompt == "" else {k: v + 1 for k, v in text.items()} for prompt, text in texts.items()}
+    once, _ = _train(copy.deepcopy(tiny_flux), examples, texts, always)
+    again, _ = _train(copy.deepcopy(tiny_flux), examples, other, always)
+    assert all(torch.equal(once[name], again[name]) for name in once)
+
+
+def test_the_learning_rate_warms_up_and_decays() -> None:
+    rates = [fit.learning_rate_at(step, 1000, 1.0) for step in range(1, 1001)]
+    assert rates[0] == pytest.approx(0.05)
+    assert max(rates) == rates[19] == pytest.approx(1.0)
+    assert rates[19:] == sorted(rates[19:], reverse=True)
+    assert rates[-1] == pytest.approx(0.1)
+    assert fit.learning_rate_at(1, 1, 1.0) == 1.0
+
+
+def test_the_default_rate_is_the_fields_on_flux_and_grows_for_narrow_models() -> None:
+    assert fit.default_learning_rate("subject", 3072)[0] == 4e-4
+    rate, why = fit.default_learning_rate("style", 128)
+    assert rate == pytest.approx(fit.LEARNING_RATES["style"] * math.sqrt(24))
+    assert "3072/128" in why

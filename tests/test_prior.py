@@ -1,0 +1,45 @@
+"""The prompts for what the base draws by itself, and the drawing."""
+
+import torch
+from diffusers import FluxTransformer2DModel
+
+from lora import flow, prior
+from lora.encode import Text, stack
+
+
+def test_no_prompt_has_the_trigger_word_and_the_users_captions_come_back_with_another() -> None:
+    captions = ["a TOK on a sofa", "tok. sleeping (TOK!)"]
+    prompts = prior.prompts(captions, "TOK", 90, seed=1)
+    assert len(prompts) == 90
+    assert not [prompt for prompt in prompts if "tok" in prompt.casefold()]
+    assert any(prompt.endswith("on a sofa") for prompt in prompts)
+    assert any("in the style of" in prompt for prompt in prompts)
+    assert prompts == prior.prompts(captions, "TOK", 90, seed=1)
+    assert prompts != prior.prompts(captions, "TOK", 90, seed=2)
+
+
+def test_a_trigger_word_of_signs_is_replaced_as_it_stands() -> None:
+    for word in (r"\1", "a+b", "[x]", "(", "猫"):
+        prompts = prior.prompts([f"{word} in the sun"], word, 30, seed=0)
+        assert not [prompt for prompt in prompts if word in prompt]
+        assert [prompt for prompt in prompts if prompt.endswith(" in the sun")]
+
+
+def test_each_step_kept_is_the_bases_own_prediction_where_the_drawing_stood(
+    tiny_flux: FluxTransformer2DModel, texts: dict[str, Text]
+) -> None:
+    scheduler = {"use_dynamic_shifting": False, "shift": 3.0}
+    kept = prior.draw(tiny_flux, texts, ["a VEK"] * 3, (4, 4), scheduler, seed=1, steps=4, batch_size=2)
+    assert len(kept) == 3 * 4
+    for p in kept:
+        with torch.no_grad():
+            again = flow.velocity(
+                tiny_flux, p.noisy[None], torch.tensor([p.timestep]), 3.5, stack(texts, [p.prompt]), p.size
+            )
+        torch.testing.assert_close(again[0], p.velocity, rtol=1e-4, atol=1e-5)
+    # From pure noise, and each step on from the last.
+    first = [p for p in kept if p.timestep == 1]
+    assert len(first) == 3
+    times = flow.sigmas(4, 4, scheduler).tolist()
+    here, then = kept[0], next(p for p in kept[1:] if p.timestep < 1)
+    torch.testing.assert_close(here.noisy + (times[1] - times[0]) * here.velocity, then.noisy)
