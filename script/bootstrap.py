@@ -2,7 +2,7 @@
 the index that the second argument names, where that can be reached.
 
 Standard library only. Safe against an interruption and against a second one at the same time: the environment counts as
-made when it holds `installed.txt`, which is written last, and a lock beside it keeps the second one waiting.
+made when it holds `installed.txt`, which is written last, and a lock (on this file) keeps the second one waiting.
 """
 
 import fcntl
@@ -20,7 +20,7 @@ def main() -> int:
     folder, torch_index = Path(sys.argv[1]), sys.argv[2]
     requirements = sys.stdin.read()
     try:
-        with folder.with_name(folder.name + ".lock").open("w") as lock:
+        with open(__file__, encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             stamp = folder / "installed.txt"
             if stamp.is_file() and stamp.read_text(encoding="utf-8") == requirements:
@@ -57,27 +57,27 @@ def make(folder: Path, requirements: str, stamp: Path, torch_index: str) -> int:
 def pip(python: Path, *arguments: str) -> int:
     """Runs pip install, showing its large downloads, and the end of its output where it fails. Returns its status."""
     output: list[str] = []
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [python, "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        env=environment,
-    )
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            output.append(line)
-            words = line.split()
-            if words[:1] == ["Downloading"] and ("MB" in line or "GB" in line):
-                say("downloading " + " ".join([words[1].rsplit("/", 1)[-1], *words[2:]]))
-            elif line.startswith("Installing collected packages"):
-                say(f"unpacking {line.count(',') + 1} packages")
-    finally:
-        process.terminate()
-        status = process.wait()
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    ) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                output.append(line)
+                words = line.split()
+                if words[:1] == ["Downloading"] and ("MB" in line or "GB" in line):
+                    say("downloading " + " ".join([words[1].rsplit("/", 1)[-1], *words[2:]]))
+                elif line.startswith("Installing collected packages"):
+                    say(f"unpacking {line.count(',') + 1} packages")
+        except KeyboardInterrupt:
+            process.terminate()
+            raise
+    status = process.returncode
     if status:
         say("pip failed:")
         print("".join(output[-ERROR_LINES:]), file=sys.stderr)
