@@ -12,6 +12,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
@@ -46,23 +47,68 @@ _UPRIGHT = {  # EXIF orientation -> what turns the stored picture upright (Exif 
 }
 
 
-def read_picture(path: Path, least: tuple[int, int] | None = None, name: str = "") -> Image.Image:
-    """Decode a picture: first frame, upright by its EXIF, colours in sRGB, on white where it is transparent, mode RGB.
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A picture file whose header has been read."""
 
-    Where `least` (width, height of the upright picture) is given, the result may be smaller than the file's picture,
-    though not below SPARE times `least`, and comes sooner.
+    image: Image.Image
+    orientation: int
+    """The EXIF orientation still to be applied, 1 to 8."""
 
-    Raises ValueError, naming the file by `name` or else by its own, where it is damaged, of an unknown kind, or larger
-    than MAX_PIXELS.
-    """
-    with _open(path, name or path.name) as image:
-        return _decode(image, least or image.size)
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the upright picture."""
+        return self.image.size[::-1] if self.orientation >= 5 else self.image.size
+
+    def decode(self, least: tuple[int, int]) -> Image.Image:
+        """The picture: first frame, upright, colours in sRGB, on white where it is transparent, mode RGB.
+
+        It may be smaller than the file's, which is faster, though not below SPARE times `least` (width, height of the
+        upright picture).
+        """
+        wide, high = least[::-1] if self.orientation >= 5 else least
+        wide, high = SPARE * wide, SPARE * high
+        self.image.draft(None, (wide, high))  # a JPEG is decoded at a half, a quarter or an eighth
+        profile = self.image.info.get("icc_profile")
+        picture = _plain(self.image)
+        if (factor := min(picture.width // wide, picture.height // high)) > 1:
+            picture = picture.reduce(factor)
+        if self.orientation in _UPRIGHT:
+            picture = picture.transpose(_UPRIGHT[self.orientation])
+        if picture.mode != "RGBA":
+            return _srgb(picture, profile)
+        on_white = Image.new("RGB", picture.size, "white")
+        on_white.paste(_srgb(picture.convert("RGB"), profile), mask=picture.getchannel("A"))
+        return on_white
 
 
-def picture_size(path: Path) -> tuple[int, int]:
-    """Width and height of the upright picture. Raises ValueError as `read_picture` does."""
-    with _open(path, path.name) as image:
-        return _upright_size(image)
+@contextlib.contextmanager
+def opened(path: Path, name: str = "") -> Iterator[Opened]:
+    """A picture file, open. Raises ValueError that names it (by `name`, or else by its own) where it is damaged, of an
+    unknown kind, or larger than MAX_PIXELS, which may show as late as in decoding it."""
+    name = name or path.name
+    _know_heif()
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(
+                    f"{image.width} x {image.height} is over {MAX_PIXELS / 1e6:g} megapixels: make it smaller"
+                )
+            if not image.width * image.height:
+                raise ValueError("it has no pixels")
+            yield Opened(image=image, orientation=_orientation(image))
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name!r} has more than {MAX_PIXELS / 1e6:g} megapixels: make it smaller") from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{name!r} is damaged, or no {', '.join(FORMATS)} whatever its name says") from error
+    except _DAMAGE as error:
+        raise ValueError(f"{name!r} cannot be read as a picture: {error}") from error
+
+
+def read_picture(path: Path) -> Image.Image:
+    """A picture at its full size, as `Opened.decode` gives it. Raises ValueError as `opened` does."""
+    with opened(path) as picture:
+        return picture.decode(picture.size)
 
 
 def choose_bucket(width: int, height: int, resolution: int, step: int = 16) -> tuple[int, int]:
@@ -110,13 +156,13 @@ def prepared(
 ) -> Iterator[list[Image.Image]]:
     """For each path, in order: the picture in each of its buckets (`buckets_for`), decoded once, `in_threads`.
 
-    Raises ValueError as `read_picture` does.
+    Raises ValueError as `opened` does.
     """
 
     def prepare(path: Path) -> list[Image.Image]:
-        with _open(path, path.name) as image:
-            buckets = buckets_for(*_upright_size(image), resolutions, step)
-            decoded = _decode(image, (max(width for width, _ in buckets), max(height for _, height in buckets)))
+        with opened(path) as picture:
+            buckets = buckets_for(*picture.size, resolutions, step)
+            decoded = picture.decode((max(width for width, _ in buckets), max(height for _, height in buckets)))
         return [fit_to(decoded, bucket) for bucket in buckets]
 
     return in_threads(prepare, paths, threads)
@@ -147,29 +193,8 @@ def _know_heif() -> None:
     pillow_heif.register_heif_opener()
 
 
-@contextlib.contextmanager
-def _open(path: Path, name: str) -> Iterator[Image.Image]:
-    """The picture with its header read. Whatever goes wrong until it is closed is an error that names it."""
-    _know_heif()
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(
-                    f"{image.width} x {image.height} is over {MAX_PIXELS / 1e6:g} megapixels: make it smaller"
-                )
-            if not image.width * image.height:
-                raise ValueError("it has no pixels")
-            yield image
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{name!r} has more than {MAX_PIXELS / 1e6:g} megapixels: make it smaller") from error
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{name!r} is damaged, or no {', '.join(FORMATS)} whatever its name says") from error
-    except _DAMAGE as error:
-        raise ValueError(f"{name!r} cannot be read as a picture: {error}") from error
-
-
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation still to be applied, 1 to 8. A broken EXIF counts as none."""
+    """The EXIF orientation that Pillow has not applied. A broken EXIF counts as none."""
     if image.format in ("TIFF", "HEIF"):  # their readers turn the picture, and say its upright size
         return 1
     if image.format == "PNG":  # its EXIF may follow the pixels, and asking for it would hide damage to them
@@ -179,28 +204,6 @@ def _orientation(image: Image.Image) -> int:
     except _DAMAGE:
         return 1
     return orientation if orientation in _UPRIGHT else 1
-
-
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    return image.size[::-1] if _orientation(image) >= 5 else image.size
-
-
-def _decode(image: Image.Image, least: tuple[int, int]) -> Image.Image:
-    """An opened picture -> RGB, upright, sRGB, on white, not made smaller than SPARE times `least`."""
-    orientation = _orientation(image)
-    wide, high = least[::-1] if orientation >= 5 else least
-    image.draft(None, (SPARE * wide, SPARE * high))  # a JPEG is decoded at a half, a quarter or an eighth
-    profile = image.info.get("icc_profile")
-    picture = _plain(image)
-    if (factor := min(picture.width // (SPARE * wide), picture.height // (SPARE * high))) > 1:
-        picture = picture.reduce(factor)
-    if orientation in _UPRIGHT:
-        picture = picture.transpose(_UPRIGHT[orientation])
-    if picture.mode != "RGBA":
-        return _srgb(picture, profile)
-    on_white = Image.new("RGB", picture.size, "white")
-    on_white.paste(_srgb(picture.convert("RGB"), profile), mask=picture.getchannel("A"))
-    return on_white
 
 
 def _plain(image: Image.Image) -> Image.Image:
