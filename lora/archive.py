@@ -390,8 +390,9 @@ def _tar_entries(source: _Source, kind: str) -> Iterator[_Entry]:
                 chunks=lambda size=info.size: stream.chunks(size),  # type: ignore[misc]
             )
             name = None
-        for _ in stream.chunks(after - stream.at):
-            pass
+        stream.skip(after - stream.at)
+    while rest := source.read(_CHUNK):  # the checksum of a gzip is at its end
+        stream.count(len(rest))
 
 
 class _TarStream:
@@ -406,13 +407,20 @@ class _TarStream:
             if not chunk:
                 raise _damaged(self.kind, "it ends in the middle")
             size -= len(chunk)
-            self.at += len(chunk)
-            if self.at > MAX_BYTES + MAX_ENTRIES * 1024:  # what is skipped counts too: it costs time
-                raise _too_large("what is skipped")
+            self.count(len(chunk))
             yield chunk
+
+    def count(self, size: int) -> None:
+        self.at += size
+        if self.at > MAX_BYTES + MAX_ENTRIES * 1024:  # what is skipped counts too, for it costs time
+            raise _too_large("what is skipped")
 
     def exactly(self, size: int) -> bytes:
         return b"".join(self.chunks(size))
+
+    def skip(self, size: int) -> None:
+        for _ in self.chunks(size):
+            pass
 
 
 def _pax_path(record: bytes) -> str | None:
