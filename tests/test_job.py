@@ -1,0 +1,132 @@
+"""Whole trainings on the toy base: what comes out, what is left behind, and what a user is told."""
+
+import json
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from lora import job
+from tests.test_request import a_request
+
+FAST = {"training_steps": 3, "prior_loss_weight": 0.0}
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary folders go: it must be empty after every run."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """Three pictures of one colour, one of them with a caption."""
+    path = tmp_path / "pictures.zip"
+    with zipfile.ZipFile(path, "w") as out:
+        for i, colour in enumerate(("red", "green", "blue")):
+            data = BytesIO()
+            Image.new("RGB", (96 + 32 * i, 96), colour).save(data, "PNG")
+            out.writestr(f"{i}.png", data.getvalue())
+        out.writestr("1.txt", "a green wall")
+    return path
+
+
+def _run(archive: Path, output: Path, log: Callable[[str], None] = lambda line: None, **changes: Any) -> Path:
+    return job.run(
+        a_request(archive, **{**FAST, **changes}),
+        output=output,
+        flux_base=None,
+        captioner=None,
+        log=log,
+        metric=lambda name, value: None,
+    )
+
+
+def test_the_tar_holds_the_weights_captions_and_the_record_and_nothing_is_left(
+    archive: Path, work: Path, tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    tar = _run(archive, tmp_path / "out", lines.append)
+    with tarfile.open(tar) as opened:
+        names = opened.getnames()
+        caption = opened.extractfile("output/flux_train_replicate/captions/1.png.txt")
+        assert caption is not None
+        assert caption.read().decode() == "TOK, a green wall\n"
+    assert [name for name in names if name.endswith(".safetensors")] == [job.WEIGHTS_MEMBER]
+    assert {"request.json", "report/preview.webp"} <= set(names)
+    assert tar == tmp_path / "out" / "trained_model.tar"
+    assert list(tar.parent.iterdir()) == [tar]
+    assert list(work.iterdir()) == []
+    assert "TOY BASE" in lines[0]
+    assert any(line.startswith("step 3/3 (100%)") for line in lines)
+    assert lines[-1].startswith("seconds: ")
+
+
+def test_the_same_request_gives_the_same_tar_byte_for_byte(archive: Path, work: Path, tmp_path: Path) -> None:
+    changes = {"prior_loss_weight": 1.0, "batch_size": 2}
+    once = _run(archive, tmp_path / "a", **changes).read_bytes()
+    assert once == _run(archive, tmp_path / "b", **changes).read_bytes()
+    assert once != _run(archive, tmp_path / "c", **changes, seed=2).read_bytes()
+
+
+def test_seed_zero_is_zero_and_a_seed_left_empty_is_recorded(archive: Path, work: Path, tmp_path: Path) -> None:
+    def seed_of(tar: Path) -> int:
+        with tarfile.open(tar) as opened:
+            record = opened.extractfile("request.json")
+            assert record is not None
+            return json.load(record)["decided"]["seed"]
+
+    assert seed_of(_run(archive, tmp_path / "a", seed=0)) == 0
+    chosen = _run(archive, tmp_path / "b", seed=None)
+    again = _run(archive, tmp_path / "c", seed=seed_of(chosen))
+    with tarfile.open(chosen) as one, tarfile.open(again) as other:
+        weights = [opened.extractfile(job.WEIGHTS_MEMBER) for opened in (one, other)]
+        assert weights[0] is not None
+        assert weights[1] is not None
+        assert weights[0].read() == weights[1].read()
+
+
+@pytest.mark.parametrize("name", ["backpack-nested.zip", "dog6.zip", "monster-toy.tar.gz", "red-cartoon-style.zip"])
+def test_real_photographs_train(name: str, photographs: Path, work: Path, tmp_path: Path) -> None:
+    kind = "style" if "style" in name else "subject"
+    assert _run(photographs / name, tmp_path / "out", lora_type=kind).is_file()
+    assert list(work.iterdir()) == []
+
+
+@pytest.mark.parametrize("stage", ["unpacking", "captioning", "encoding", "loading", "drawing", "training", "packing"])
+def test_whatever_stops_a_run_at_whatever_stage_leaves_nothing(
+    stage: str, archive: Path, work: Path, tmp_path: Path
+) -> None:
+    class Cancelled(BaseException):
+        """As cog.CancelationException: no Exception, and from anywhere."""
+
+    def stop(line: str) -> None:
+        if line.startswith(f"== {stage}"):
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        _run(archive, tmp_path / "out", stop)
+    assert list(work.iterdir()) == []
+    assert not (tmp_path / "out" / "trained_model.tar").exists()
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(archive: Path, work: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"step \d+ is nan.*learning_rate"):
+        _run(archive, tmp_path / "out", learning_rate=1e30, training_steps=60)
+    assert list(work.iterdir()) == []
+
+
+def test_a_bad_request_is_refused_before_anything_is_loaded(tmp_path: Path, work: Path) -> None:
+    lines: list[str] = []
+    with pytest.raises(ValueError, match="input_images"):
+        _run(tmp_path / "no.zip", tmp_path / "out", lines.append)
+    assert not [line for line in lines if line.startswith("==")]
