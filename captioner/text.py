@@ -125,7 +125,7 @@ def question(rules: Rules) -> str:
             "brushwork, line or palette, and no word such as illustration, painting or photo."
         )
     else:
-        name = _subject_name(rules)
+        name = subject_name(rules)
         task = (
             f"Write a caption of this picture of {name}. Call the subject {name} and nothing else. Say what could be "
             "different in another picture of the same subject: the setting, the pose or action, clothes and things "
@@ -142,11 +142,22 @@ def question(rules: Rules) -> str:
 
 def plainer_question(rules: Rules) -> str:
     """What is asked where the first answer was no caption."""
-    who = "what is drawn in it" if rules.lora_type == "style" else f"it, calling its subject {_subject_name(rules)}"
+    who = "what is drawn in it" if rules.lora_type == "style" else f"it, calling its subject {subject_name(rules)}"
     return f"This is my own picture. Describe {who}, in one plain English sentence of about 20 words."
 
 
-def _subject_name(rules: Rules) -> str:
+def retry_opening(rules: Rules) -> str:
+    """What is put into the model's mouth behind the prefix with the plainer question: it makes refusals less likely."""
+    return "" if rules.lora_type == "style" or _carried(rules) else subject_name(rules)
+
+
+def continued(opening: str, answer: str) -> str:
+    """The opening and what the model went on with."""
+    return opening + answer if answer[:1] in tuple(" ,.;:'’") else f"{opening} {answer}"
+
+
+def subject_name(rules: Rules) -> str:
+    """ "TOK dog", or "TOK" where the class noun is not known."""
     return f"{rules.trigger_word} {rules.class_noun}" if rules.class_noun else rules.trigger_word
 
 
@@ -197,10 +208,10 @@ def from_template(rules: Rules, note: str = "") -> Caption:
     if _carried(rules):
         body = ""
     elif rules.lora_type == "style":
-        body = f"in the style of {rules.trigger_word}"
+        body = f"in the style of {MARK}"
     else:
-        body = " ".join(filter(None, ["A photo of", rules.trigger_word, rules.class_noun]))
-    text = _join(rules.prefix, body, rules.suffix)
+        body = " ".join(filter(None, ["A photo of", MARK, rules.class_noun]))
+    text = _whole(body, rules)
     return Caption(text=text if _fits(text, rules) else _shortest(rules), source="template", note=note)
 
 
@@ -213,9 +224,9 @@ def from_model(raw: str, rules: Rules) -> str | Rejected:
     body = _until_stable(lambda text: _mask(_prune(_normalise(text), rules), rules), normal)
     for shorter in _shortenings(body):
         named = _name(shorter, rules)
-        text = _join(rules.prefix, named, rules.suffix).replace(MARK, rules.trigger_word)
+        text = _whole(named, rules)
         if _fits(text, rules):
-            reason = _fault(shorter)
+            reason = _fault(shorter) or _fault(named)
             return Rejected(reason) if reason else text
     return Rejected("no sentence of it fits the text encoders")
 
@@ -270,13 +281,15 @@ def _up_to_word(text: str, word: str) -> str:
 
 
 def _mask(text: str, rules: Rules) -> str:
-    """The trigger word as MARK, wherever it stands whole; where only another case of it stands, that."""
+    """The trigger word as MARK, wherever it stands whole; where only another case of it stands, that.
+
+    A MARK that cleaning has glued to other letters is no whole word any more, and becomes text again.
+    """
     word = rules.trigger_word
+    text = text.replace(MARK, word)
+    if find_word(text, word) < 0 and (other := re.search(re.escape(word), text, re.IGNORECASE)):
+        word = other.group()
     at = find_word(text, word)
-    if at < 0 and MARK not in text:
-        other = re.search(re.escape(word), text, re.IGNORECASE)
-        word = other.group() if other else word
-        at = find_word(text, word)
     while at >= 0:
         text = text[:at] + MARK + text[at + len(word) :]
         at = find_word(text, word, at + 1)
@@ -322,7 +335,12 @@ def _carried(rules: Rules) -> bool:
 
 
 def _shortest(rules: Rules) -> str:
-    return _join(rules.prefix, "" if _carried(rules) else rules.trigger_word, rules.suffix)
+    return _whole("" if _carried(rules) else MARK, rules)
+
+
+def _whole(body: str, rules: Rules) -> str:
+    """The caption of a masked body."""
+    return _join(rules.prefix, body, rules.suffix).replace(MARK, rules.trigger_word)
 
 
 def _fits(text: str, rules: Rules) -> bool:
@@ -373,7 +391,7 @@ def _until_stable(rule: Callable[[str], str], text: str) -> str:
 
 
 _TAG = re.compile(r"<[^<>\s]*>")
-_MARKDOWN = re.compile(r"[*`]+|~~|(?<!\w)__|__(?!\w)|^\s*(?:#+|[-•>])\s+", re.MULTILINE)
+_MARKDOWN = re.compile(r"[*`]+|~~|(?<!\w)__|__(?!\w)|^[ \t]*(?:#+\s.*|[-•>]\s+)", re.MULTILINE)
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»"}
 
 
@@ -495,8 +513,8 @@ def _shortenings(body: str) -> Iterator[str]:
 # --- telling
 
 
-def table(captions: Mapping[str, Caption]) -> str:
-    """A line for every picture: its name, where its caption came from, and the caption; and the notes below."""
+def table(captions: Mapping[str, Caption]) -> list[str]:
+    """A line for every picture: its name, where its caption came from, the caption; below, what had to be done."""
     wide = max(map(len, captions), default=0)
     lines = [f"{name:<{wide}}  {caption.source:<8}  {caption.text}" for name, caption in captions.items()]
-    return "\n".join(lines + [f"{name}: {caption.note}" for name, caption in captions.items() if caption.note])
+    return lines + [f"{name}: {caption.note}" for name, caption in captions.items() if caption.note]

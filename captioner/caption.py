@@ -1,0 +1,331 @@
+"""The captioning model: loaded, asked about pictures in batches, and freed again.
+
+Qwen3-VL-Instruct of any size, through transformers' own classes, without torchvision (which its stock processor wants
+for videos). Greedy, so that the same picture gets the same caption. Not covered: what makes a sound caption (text.py).
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import transformers
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from PIL import Image
+from safetensors import SafetensorError
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
+
+from captioner import text
+from captioner.text import Caption, Rejected, Rules
+
+MODEL = "Qwen/Qwen3-VL-8B-Instruct"
+"""The model where none is named: Apache-2.0, 17.5 GB; Qwen3-VL-4B-Instruct and -2B-Instruct work as well."""
+MIN_PIXELS, MAX_PIXELS = 256**2, 768**2
+"""What a picture is scaled to, in area: 64 to 576 tokens, one for each GRID × GRID."""
+GRID = 32
+"""Patches of 16, merged two by two: the same in every Qwen3-VL."""
+MAX_NEW_TOKENS = 160
+"""A caption of 50 words has some 70."""
+BATCH_SIZE, CPU_BATCH_SIZE = 20, 4
+"""Pictures asked about at once. 20 take some 4 GB beside the weights of the 8B model."""
+NOUN_PICTURES, NOUN_TOKENS = 8, 12
+"""How many pictures are asked about for the class noun, and how long an answer may be."""
+
+Log = Callable[[str], None]
+Read = Callable[[Path], Image.Image]
+
+
+class PictureProcessor(transformers.ProcessorMixin):
+    """Pictures and chats to the model's inputs: transformers' Qwen3VLProcessor without its video half.
+
+    The base class takes the names of its parts from this `__init__`.
+    """
+
+    return_mm_token_type_ids = True
+    text_kwargs: ClassVar = {"return_token_type_ids": False}
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None) -> None:
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        self.image_token = "<|image_pad|>"
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+
+    def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **_: Any) -> str:
+        patches = int(image_inputs["image_grid_thw"][image_idx].prod())
+        return str(self.image_token * (patches // self.image_processor.merge_size**2))
+
+
+class Captioner:
+    """A loaded model. `answer` asks it; after `close` its memory is free and it answers no more."""
+
+    def __init__(self, model: Any, processor: PictureProcessor) -> None:
+        self.model = model
+        self.processor = processor
+
+    def inputs(self, pictures: Sequence[Image.Image], question: str, begin: str = "") -> dict[str, torch.Tensor]:
+        """One batch for the model, on its device: token ids and masks (pictures, tokens), padded on the left, and the
+        patches of all pictures (patches, 3 * 2 * 16 * 16) with their grids (pictures, 3)."""
+        chats = []
+        for picture in pictures:
+            parts = [{"type": "image", "image": fit_to_model(picture)}, {"type": "text", "text": question}]
+            chats.append([{"role": "user", "content": parts}])
+            if begin:
+                chats[-1].append({"role": "assistant", "content": [{"type": "text", "text": begin}]})
+        batch = self.processor.apply_chat_template(
+            chats,
+            add_generation_prompt=not begin,
+            continue_final_message=bool(begin),
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            sanitize_control_tokens=True,
+            processor_kwargs={"padding": True, "do_resize": False},
+        )
+        return dict(batch.to(self.model.device))
+
+    @torch.inference_mode()
+    def answer(
+        self, pictures: Sequence[Image.Image], question: str, begin: str = "", tokens: int = MAX_NEW_TOKENS
+    ) -> list[str]:
+        """What the model says about each RGB picture, going on from `begin`, which is not repeated in the answer.
+
+        One batch. Control tokens in the question or the beginning are read as plain text.
+        """
+        inputs = self.inputs(pictures, question, begin)
+        said = self.model.generate(**inputs, max_new_tokens=tokens)[:, inputs["input_ids"].shape[1] :]
+        return list(self.processor.batch_decode(said, skip_special_tokens=True))
+
+    def close(self) -> None:
+        del self.model, self.processor
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def caption_all(
+    pictures: Mapping[str, Path],
+    given: Mapping[str, str],
+    rules: Rules,
+    *,
+    autocaption: bool,
+    model: str | None,
+    device: str,
+    dtype: torch.dtype,
+    read: Read,
+    log: Log,
+) -> tuple[dict[str, Caption], str | None]:
+    """A caption for every picture, in their order, and the class noun where the model was asked for one.
+
+    `given` holds the users' own captions by the same names; they win. `model` is a folder or Hub id, None means MODEL.
+    `read` decodes one file to an upright RGB picture, in threads. ValueError where the rules cannot be kept,
+    RuntimeError where the model is needed and cannot be loaded.
+    """
+    text.check(rules)
+    model = model or MODEL
+    missing = {name: path for name, path in pictures.items() if name not in given}
+    captions = {name: text.from_user(given[name], rules) for name in pictures if name in given}
+    noun = rules.class_noun
+    asking, reason = whether_to_ask(model, device, autocaption=autocaption, missing=len(missing), of=len(pictures))
+    log(f"captions: {reason}")
+    if asking:
+        start = time.perf_counter()
+        with load(model, device, dtype) as captioner:
+            log(f"captions: loaded in {time.perf_counter() - start:.1f} s")
+            batch_size = CPU_BATCH_SIZE if device == "cpu" else BATCH_SIZE
+            written, noun = caption_pictures(captioner, missing, rules, read=read, batch_size=batch_size, log=log)
+            captions |= written
+    else:
+        captions |= {name: text.from_template(rules) for name in missing}
+    captions = {name: captions[name] for name in pictures}
+    for line in text.table(captions):
+        log(line)
+    return captions, noun
+
+
+def whether_to_ask(model: str, device: str, *, autocaption: bool, missing: int, of: int) -> tuple[bool, str]:
+    """Whether the model is loaded for the `missing` of `of` captions, and why, for the log."""
+    if not missing:
+        return False, f"all {of} pictures have yours; the captioning model is not loaded"
+    if not autocaption:
+        return False, f"{missing} of {of} pictures have none and autocaption=false, so they get a template"
+    if device == "cpu" and not is_at_hand(model):
+        return False, (
+            f"{missing} of {of} pictures have none, and without a GPU the captioning model {model} is not downloaded, "
+            "so they get a template. For better ones put a .txt beside each picture, or set CAPTIONER to a folder "
+            "with a Qwen3-VL-Instruct model"
+        )
+    return True, f"{missing} of {of} pictures have none; loading {model} on {device} to write them"
+
+
+def is_at_hand(model: str) -> bool:
+    """Whether `model` is a folder, or a Hub id whose weights all lie in the local cache."""
+    if Path(model).is_dir():
+        return True
+    try:
+        files = ["config.json", "model.safetensors"]
+        index = try_to_load_from_cache(model, "model.safetensors.index.json")
+        if isinstance(index, str):
+            shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
+            files = ["config.json", *sorted(set(shards))]
+        return all(isinstance(try_to_load_from_cache(model, file), str) for file in files)
+    except HFValidationError:  # neither a folder nor a name that the Hub could know
+        return False
+
+
+def caption_pictures(
+    captioner: Captioner, pictures: Mapping[str, Path], rules: Rules, *, read: Read, batch_size: int, log: Log
+) -> tuple[dict[str, Caption], str | None]:
+    """The model's captions: asked once, what the rules reject asked again more plainly, what is left a template.
+
+    Returns them by name and the class noun: that of `rules`, else for a subject what the model says it is.
+    """
+
+    def ask(
+        names: Sequence[str], question: str, begin: str, what: str, tokens: int = MAX_NEW_TOKENS
+    ) -> Iterator[tuple[str, str]]:
+        return _answers(
+            lambda images: captioner.answer(images, question, begin, tokens),
+            {name: pictures[name] for name in names},
+            read=read,
+            batch_size=batch_size,
+            log=lambda line: log(f"{what}: {line}"),
+        )
+
+    names = list(pictures)
+    if rules.lora_type == "subject" and rules.class_noun is None:
+        some = names[:: -(-len(names) // NOUN_PICTURES)]
+        answers = ask(some, text.CLASS_NOUN_QUESTION, "", "subjects named", NOUN_TOKENS)
+        noun = text.class_noun([answer for _, answer in answers])
+        rules = replace(rules, class_noun=noun)
+        log(
+            f"captions: the subject is a {noun}"
+            if noun
+            else "captions: the pictures do not agree on what the subject is"
+        )
+
+    captions, reasons = {}, {}
+    for name, answer in ask(names, text.question(rules), rules.prefix.strip(), "captions"):
+        made = text.from_model(answer, rules)
+        if isinstance(made, Rejected):
+            reasons[name] = made.reason
+        else:
+            captions[name] = Caption(text=made, source="model")
+
+    opening = text.retry_opening(rules)
+    begin = f"{rules.prefix.strip()} {opening}".strip()
+    for name, answer in ask(list(reasons), text.plainer_question(rules), begin, "captions written again"):
+        made = text.from_model(text.continued(opening, answer), rules)
+        if isinstance(made, Rejected):
+            note = f"no caption in two answers: {reasons[name]}; {made.reason}"
+            captions[name] = text.from_template(rules, note)
+        else:
+            captions[name] = Caption(text=made, source="retried", note=f"the first answer was none: {reasons[name]}")
+    return captions, rules.class_noun
+
+
+def _answers(
+    answer: Callable[[Sequence[Image.Image]], list[str]],
+    pictures: Mapping[str, Path],
+    *,
+    read: Read,
+    batch_size: int,
+    log: Log,
+) -> Iterator[tuple[str, str]]:
+    """(name, answer) for each picture; a line for the log after each batch; half the batch where memory runs out."""
+    names = list(pictures)
+    start, done = time.perf_counter(), 0
+    with ThreadPoolExecutor() as pool:
+        while done < len(names):
+            batch = names[done : done + batch_size]
+            images = list(pool.map(lambda name: fit_to_model(read(pictures[name])), batch))
+            try:
+                answers = answer(images)
+            except torch.OutOfMemoryError:
+                if len(batch) == 1:
+                    raise
+                answers = None
+            if answers is None:  # behind the except, which keeps the tensors of the failed call alive
+                torch.cuda.empty_cache()
+                batch_size = -(-len(batch) // 2)
+                log(f"out of memory, going on with {batch_size} pictures at once")
+                continue
+            yield from zip(batch, answers, strict=True)
+            done += len(batch)
+            log(f"{done} of {len(names)}, {done / (time.perf_counter() - start):.2f} pictures/s")
+
+
+@contextmanager
+def load(model: str, device: str, dtype: torch.dtype) -> Iterator[Captioner]:
+    """The captioning model from a folder or the Hub, in memory while the `with` lasts.
+
+    RuntimeError, naming the model, the reason and the ways out, where it cannot be loaded whole.
+    """
+    try:
+        captioner = _load(model, device, dtype)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise RuntimeError(
+            f"the captioning model {model} cannot be loaded: {str(error) or repr(error)}\n"
+            "Set CAPTIONER to a folder or Hub id of a Qwen3-VL-Instruct model (Qwen/Qwen3-VL-4B-Instruct and "
+            "Qwen/Qwen3-VL-2B-Instruct are smaller), or train with autocaption=false, or put a .txt with a caption "
+            "beside every picture."
+        ) from error
+    try:
+        yield captioner
+    finally:
+        captioner.close()
+
+
+def _load(model: str, device: str, dtype: torch.dtype) -> Captioner:
+    transformers.utils.logging.disable_progress_bar()  # it piles up in a log as one endless line
+    kind = transformers.AutoConfig.from_pretrained(model).model_type
+    if kind != "qwen3_vl":
+        raise ValueError(f"it is a {kind} model, not a qwen3_vl one")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model, padding_side="left")
+    images = Qwen2VLImageProcessorPil.from_pretrained(model)
+    # AutoProcessor wants torchvision; the chat template is the one thing that only a processor's loader reads
+    settings, _ = PictureProcessor.get_processor_dict(model)
+    processor = PictureProcessor(
+        images, tokenizer, chat_template=settings.get("chat_template", tokenizer.chat_template)
+    )
+    network, seen = transformers.AutoModelForImageTextToText.from_pretrained(
+        model,
+        dtype=dtype,
+        device_map={"": device},
+        use_safetensors=True,
+        output_loading_info=True,
+        # A linear layer for the Conv3d over patches: the same sums, without the seconds that cuDNN takes for it
+        fusion_config={"patch_embeddings": True},
+    )
+    if seen["missing_keys"]:
+        raise ValueError(f"its files lack {len(seen['missing_keys'])} weights, {sorted(seen['missing_keys'])[0]} first")
+    # All of our own but for the ends: the Hub's settings sample, and a penalty on repetition would ban the trigger
+    # word, which stands in the question
+    ends = network.generation_config
+    network.generation_config = transformers.GenerationConfig(
+        do_sample=False,
+        eos_token_id=ends.eos_token_id,
+        pad_token_id=ends.pad_token_id if ends.pad_token_id is not None else tokenizer.pad_token_id,
+    )
+    return Captioner(network.eval(), processor)
+
+
+def fit_to_model(picture: Image.Image) -> Image.Image:
+    """The picture scaled to what the model reads: sides in multiples of 32, an area within MIN_PIXELS and MAX_PIXELS.
+
+    The model's own scaling, done here so that it runs in the threads that read. It refuses a picture more than 200
+    times as long as wide, so such a one is squeezed first.
+    """
+    width, height = picture.size
+    width, height = min(width, 200 * height), min(height, 200 * width)
+    height, width = smart_resize(height, width, GRID, MIN_PIXELS, MAX_PIXELS)
+    if (width, height) == picture.size:
+        return picture
+    return picture.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)

@@ -1,0 +1,105 @@
+"""A tiny Qwen3-VL with random weights, in the files and settings of the real one on the Hub.
+
+Same classes, same control tokens, same way of asking; 3 kB of vocabulary (one token a byte) and some 150 k parameters.
+What it says is garbage, always.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import Qwen2Tokenizer, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+CONTROL_TOKENS = [
+    f"<|{name}|>"
+    for name in ("endoftext", "im_start", "im_end", "vision_start", "vision_end", "image_pad", "video_pad")
+]
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{{- '<|im_start|>' + message.role + '\\n' -}}
+{%- if message.content is string -%}{{- message.content -}}
+{%- else -%}
+{%- for part in message.content -%}
+{%- if part.type == 'image' -%}<|vision_start|><|image_pad|><|vision_end|>
+{%- elif 'text' in part -%}{{- part.text -}}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"""
+
+
+def build(folder: Path, seed: int = 0) -> Path:
+    """Write the model into `folder` and return it."""
+    vocabulary = {sign: number for number, sign in enumerate(bytes_to_unicode().values())}
+    ids = {token: len(vocabulary) + number for number, token in enumerate(CONTROL_TOKENS)}
+    config = Qwen3VLConfig(
+        text_config={
+            "vocab_size": len(vocabulary) + len(ids),
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "max_position_embeddings": 4096,
+            "rope_parameters": {
+                "rope_theta": 5_000_000,
+                "mrope_interleaved": True,
+                "mrope_section": [4, 2, 2],
+                "rope_type": "default",
+            },
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0],
+        },
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Qwen3VLForConditionalGeneration(config)
+        for parameter in model.parameters():  # of the size that makes the next token depend on the picture
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    model.save_pretrained(folder)
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocabulary | ids, merges=[], eos_token="<|im_end|>", extra_special_tokens=CONTROL_TOKENS[1:]
+    )
+    assert tokenizer.convert_tokens_to_ids(CONTROL_TOKENS) == list(ids.values())
+    tokenizer.save_pretrained(folder)
+    for name, content in {
+        "chat_template.json": {"chat_template": CHAT_TEMPLATE},
+        "generation_config.json": {
+            "bos_token_id": ids["<|endoftext|>"],
+            "pad_token_id": ids["<|endoftext|>"],
+            "eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]],
+            "do_sample": True,
+            "top_k": 20,
+            "top_p": 0.8,
+            "temperature": 0.7,
+            "repetition_penalty": 1.05,
+        },
+        "preprocessor_config.json": {
+            "size": {"longest_edge": 16777216, "shortest_edge": 65536},
+            "patch_size": 16,
+            "temporal_patch_size": 2,
+            "merge_size": 2,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+            "processor_class": "Qwen3VLProcessor",
+            "image_processor_type": "Qwen2VLImageProcessorFast",
+        },
+    }.items():
+        (folder / name).write_text(json.dumps(content))
+    return folder
