@@ -6,6 +6,7 @@ so that memory does not grow with their number.
 
 import contextlib
 import functools
+import math
 import os
 import struct
 import zlib
@@ -112,8 +113,11 @@ def read_picture(path: Path) -> Image.Image:
 
 
 def choose_bucket(width: int, height: int, resolution: int, step: int = 16) -> tuple[int, int]:
-    """The bucket (width, height) that crops a picture of this size least: sides are multiples of `step`, the area is at
-    most resolution² and as near to it as the multiples allow, long side to short is at most MAX_ASPECT."""
+    """The bucket (width, height) that crops a picture of this size least, and of those the largest.
+
+    Its sides are multiples of `step`; its area is resolution² or up to a twentieth less, or else the next that the
+    multiples allow; its long side to the short one is at most MAX_ASPECT.
+    """
     assert min(width, height) > 0
     assert resolution >= step > 0
     if height > width:
@@ -121,12 +125,12 @@ def choose_bucket(width: int, height: int, resolution: int, step: int = 16) -> t
         return wide, tall
     best, best_score = (0, 0), (0.0, 0)
     for long in range(resolution // step * step, int(MAX_ASPECT * resolution) + 1, step):
-        short = resolution * resolution // (long * step) * step
-        if not short or long > MAX_ASPECT * short:
-            break
-        kept = min(width * short, long * height) / max(width * short, long * height)
-        if (kept, long * short) > best_score:
-            best, best_score = (long, short), (kept, long * short)
+        largest = min(long, resolution * resolution // (long * step) * step)
+        smallest = min(largest, math.ceil(0.95 * resolution * resolution / (long * step)) * step)
+        for short in range(smallest, largest + 1, step):
+            kept = min(width * short, long * height) / max(width * short, long * height)
+            if 0 < long <= MAX_ASPECT * short and (kept, long * short) > best_score:
+                best, best_score = (long, short), (kept, long * short)
     return best
 
 
