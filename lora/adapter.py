@@ -1,15 +1,16 @@
 """The LoRA on FLUX's transformer: which layers, attaching it by peft, and one safetensors file out of it."""
 
-import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from diffusers import FluxTransformer2DModel
-from diffusers.training_utils import _collate_lora_metadata
 from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
-from safetensors.torch import save_file
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+
+from lora import weights
+from lora.names import Pair
 
 DOUBLE_LAYERS = (
     *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
@@ -20,10 +21,18 @@ SINGLE_LAYERS = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp", "proj_out")
 """Attention and MLP of every block, and nothing else: adapters on the embedders, the modulation or `norm_out` do not
 load in every place where FLUX LoRAs are used, and q, k and v must be adapted together (Replicate's cog-flux joins
 them)."""
+TOGETHER = (
+    ("attn.to_q", "attn.to_k", "attn.to_v"),
+    ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+)
+"""Layers of a block that are all adapted or none; a single block's `proj_mlp` is adapted only with the first three."""
+
+FILE_DTYPE = torch.bfloat16
+"""Of the weights in the file; cog-flux, ComfyUI and diffusers read it, and it holds every float32's range."""
 
 
 def target_modules(transformer: FluxTransformer2DModel) -> list[str]:
-    """The full names of the layers to adapt; 37 or so for a toy, 494 for FLUX.1-dev."""
+    """The full names of the layers that can be adapted: 418 for FLUX.1-dev."""
     doubles = [
         f"transformer_blocks.{i}.{layer}" for i in range(len(transformer.transformer_blocks)) for layer in DOUBLE_LAYERS
     ]
@@ -35,43 +44,118 @@ def target_modules(transformer: FluxTransformer2DModel) -> list[str]:
     return doubles + singles
 
 
-def attach(transformer: FluxTransformer2DModel, rank: int, seed: int) -> list[torch.nn.Parameter]:
-    """Freezes the base and adds a LoRA of alpha = rank that starts as the identity.
+def choose(modules: Sequence[str], pattern: str) -> tuple[list[str], list[str]]:
+    """The modules that a regular expression asks for, and those added so that the LoRA loads everywhere; in order.
 
-    Returns its weights, in float32 whatever the base's type: steps of 1e-4 vanish in bf16's 8 bits. The base's own
-    weights require no gradient afterwards. `seed` fixes A; B is zero (Hu et al. 2021, arXiv:2106.09685).
+    The expression is searched for in `transformer.<module>`, as by `layers_to_optimize_regex` of Replicate's
+    flux-fine-tuner. Raises ValueError that lists the modules where it is found in none.
+    """
+    asked = [module for module in modules if re.search(pattern, f"transformer.{module}")]
+    if not asked:
+        last: dict[tuple[str, str], str] = {}
+        for kind, number, layer in (module.split(".", 2) for module in modules):
+            last[kind, layer] = number
+        raise ValueError(
+            f"layers_to_optimize_regex: {pattern!r} is found in none of the {len(modules)} layers, which are"
+            + "".join(f"\n  transformer.{kind}.<0 to {number}>.{layer}" for (kind, layer), number in last.items())
+            + "\nfor example transformer.single_transformer_blocks.(7|12|16|20).proj_out"
+        )
+    wanted = set(asked)
+    for module in asked:
+        kind, number, layer = module.split(".", 2)
+        for group in TOGETHER:
+            if layer in group or (layer == "proj_mlp" and group == TOGETHER[0]):
+                wanted |= {f"{kind}.{number}.{other}" for other in group}
+    return asked, [module for module in modules if module in wanted - set(asked)]
+
+
+def shapes(transformer: FluxTransformer2DModel) -> dict[str, tuple[int, int]]:
+    """(outputs, inputs) of every linear layer without a LoRA, by its name."""
+    linear = {name: m for name, m in transformer.named_modules() if isinstance(m, torch.nn.Linear)}
+    return {name: (module.out_features, module.in_features) for name, module in linear.items()}
+
+
+def differences(pairs: Mapping[str, Pair], modules: Sequence[str], rank: int) -> list[str]:
+    """Why a training of `modules` at `rank` cannot go on from these weights, a line each; empty where it can."""
+    faults = []
+    ranks = sorted({len(a) for a, _ in pairs.values()})
+    if ranks != [rank]:
+        advice = f"set lora_rank to {ranks[0]}" if len(ranks) == 1 else "a training has one rank"
+        faults.append(f"its rank is {', '.join(map(str, ranks))}, and lora_rank is {rank}: {advice}")
+    lacking = [module for module in modules if module not in pairs]
+    if lacking:
+        faults.append(
+            f"it lacks {len(lacking)} of the {len(modules)} layers to train, such as {lacking[0]}:"
+            " name its own by layers_to_optimize_regex"
+        )
+    besides = sorted(set(pairs) - set(modules))
+    if besides:
+        faults.append(f"it has {len(besides)} layers besides those to train, such as {besides[0]}")
+    return faults
+
+
+def attach(
+    transformer: FluxTransformer2DModel,
+    rank: int,
+    seed: int,
+    modules: Sequence[str] | None = None,
+    start: Mapping[str, Pair] | None = None,
+) -> list[torch.nn.Parameter]:
+    """Freezes the base and adds a LoRA of alpha = rank on `modules` (all that can be adapted, where None).
+
+    It starts as the identity, or as `start`, which must fit (`differences`). Returns its weights, in float32 whatever
+    the base's type: steps of 1e-4 vanish in bf16's 8 bits. The base's own weights require no gradient afterwards.
+    `seed` fixes A; B is zero (Hu et al. 2021, arXiv:2106.09685).
     """
     transformer.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=target_modules(transformer))
-        transformer.add_adapter(config)
+        targets = target_modules(transformer) if modules is None else list(modules)
+        transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
     parameters = [p for p in transformer.parameters() if p.requires_grad]
     for parameter in parameters:
         parameter.data = parameter.data.float()
+    if start is not None:
+        halves = {layer: {"lora_A": a, "lora_B": b} for layer, (a, b) in start.items()}
+        named = {f"{layer}.{half}.weight": t.float() for layer, pair in halves.items() for half, t in pair.items()}
+        outcome = set_peft_model_state_dict(transformer, named)
+        assert not outcome.unexpected_keys, outcome.unexpected_keys
+        assert len(named) == len(parameters), "start must be checked by differences()"
     return parameters
+
+
+def round_off(parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Rounds the weights to what the file will hold, so that pictures drawn from here on are those of the file."""
+    for parameter in parameters:
+        parameter.data = parameter.data.to(FILE_DTYPE).float()
 
 
 def state_dict(transformer: FluxTransformer2DModel) -> dict[str, torch.Tensor]:
     """The LoRA under diffusers' names, `transformer.<layer>.lora_A.weight` and `.lora_B.weight`, in bf16 on the CPU."""
-    weights = get_peft_model_state_dict(transformer)
-    return {f"transformer.{name}": w.detach().to("cpu", torch.bfloat16).contiguous() for name, w in weights.items()}
+    tensors = get_peft_model_state_dict(transformer)
+    return {f"transformer.{name}": w.detach().to("cpu", FILE_DTYPE).contiguous() for name, w in tensors.items()}
+
+
+def pairs_of(transformer: FluxTransformer2DModel) -> dict[str, Pair]:
+    """The LoRA by layer, (A, B) each, in bf16 on the CPU."""
+    tensors = state_dict(transformer)
+    layers = [key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")]
+    return {
+        layer.removeprefix("transformer."): (tensors[f"{layer}.lora_A.weight"], tensors[f"{layer}.lora_B.weight"])
+        for layer in layers
+    }
 
 
 def save(transformer: FluxTransformer2DModel, path: Path, metadata: Mapping[str, str]) -> None:
-    """Writes the LoRA to `path` with `metadata` and peft's own in the header.
+    """Writes the LoRA to `path`, with `metadata` and what diffusers needs in the header.
 
     Raises ValueError where a weight is not finite: such a LoRA draws black pictures, and is not worth returning.
     """
-    weights = state_dict(transformer)
-    broken = [name for name, weight in weights.items() if not weight.isfinite().all()]
+    pairs = pairs_of(transformer)
+    broken = [layer for layer, (a, b) in pairs.items() if not (a.isfinite().all() and b.isfinite().all())]
     if broken:
         raise ValueError(
-            f"the training broke down: {len(broken)} of the LoRA's {len(weights)} weights are not finite"
+            f"the training broke down: {len(broken)} of the LoRA's {len(pairs)} layers hold weights that are not finite"
             f" (first: {broken[0]}); train with a lower learning_rate"
         )
-    # Without peft's config a loader guesses alpha; its JSON is sorted so that equal runs are equal bytes.
-    config = _collate_lora_metadata({"transformer": transformer})["transformer_lora_adapter_metadata"]
-    header = {f"transformer.{key}": sorted(v) if isinstance(v, set) else v for key, v in config.items()}
-    everything = {"format": "pt", **metadata, "lora_adapter_metadata": json.dumps(header, sort_keys=True)}
-    save_file(weights, path, metadata=everything)
+    weights.write(path, pairs, metadata)

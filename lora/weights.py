@@ -1,0 +1,261 @@
+"""A LoRA as a file: reading one of any naming, writing diffusers' own, and what can be said of it.
+
+Read are safetensors, and tars with one safetensors in it, as trainers on Replicate return them. Pickles are not: they
+can run code.
+"""
+
+import json
+import math
+import tarfile
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lora import names
+from lora.names import Pair
+
+FLUX_WIDTH = 3072
+"""Inputs of FLUX.1's attention layers."""
+FLUX_DOUBLE, FLUX_SINGLE = 19, 38
+"""Blocks of FLUX.1."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Weights:
+    """A LoRA as it stood in a file."""
+
+    naming: str
+    """One of `names.NAMINGS`."""
+    pairs: dict[str, Pair]
+    """By diffusers' name of the layer, without `transformer.`; each alpha is folded into B."""
+    metadata: dict[str, str]
+    """The header's own, the empty one where there is none."""
+    has_alphas: bool
+    """Whether it holds `.alpha` keys."""
+
+    @property
+    def ranks(self) -> list[int]:
+        """Every rank that occurs, ascending."""
+        return sorted({len(a) for a, _ in self.pairs.values()})
+
+
+def read(path: Path) -> Weights:
+    """Raises ValueError that names the file where it is no safetensors, damaged, or no LoRA for FLUX."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no mapping
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path.name} is not a whole safetensors file: {error}") from error
+    try:
+        naming, pairs = names.parse(tensors)
+        pairs = names.from_naming(naming, pairs)
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not a LoRA for FLUX: {error}") from error
+    alphas = any(key.endswith(".alpha") for key in tensors)
+    return Weights(naming=naming, pairs=pairs, metadata=metadata, has_alphas=alphas)
+
+
+def take_out(tar: Path, folder: Path) -> Path:
+    """The one safetensors of a trainer's tar, written below `folder`; a file that is no tar comes back as it is.
+
+    Raises ValueError where a tar holds none, or several: every reader of such tars would take one at random.
+    """
+    if not tarfile.is_tarfile(tar):
+        return tar
+    try:
+        with tarfile.open(tar) as archive:
+            found = [member for member in archive if member.isfile() and member.name.endswith(".safetensors")]
+            if len(found) != 1:
+                inside = ", ".join(member.name for member in found) or "none"
+                raise ValueError(f"{tar.name} must hold one safetensors file, but holds {len(found)}: {inside}")
+            path = folder / "lora.safetensors"
+            source = archive.extractfile(found[0])
+            assert source is not None, "a plain file can be read"
+            with source, path.open("wb") as out:
+                while block := source.read(1 << 20):
+                    out.write(block)
+    except (tarfile.TarError, EOFError) as error:
+        raise ValueError(f"{tar.name} is a damaged tar: {error}") from error
+    return path
+
+
+def write(path: Path, pairs: Mapping[str, Pair], metadata: Mapping[str, str], naming: str = "diffusers") -> None:
+    """Writes a LoRA under `naming` with `metadata` in the header, and diffusers' own where the naming is its own.
+
+    That says alpha = rank outright, where a loader would else guess. Of peft's settings only three are written: an
+    older peft refuses a header with settings that it does not know yet, and every other one is at its default. A LoRA
+    of mixed ranks gets no such header: there the loaders count the ranks themselves. Equal arguments, equal bytes.
+
+    Raises ValueError where the naming has no place for a layer.
+    """
+    header = {"format": "pt", **{k: v for k, v in metadata.items() if k not in ("format", "lora_adapter_metadata")}}
+    ranks = {len(a) for a, _ in pairs.values()}
+    if naming == "diffusers" and len(ranks) == 1:
+        [rank] = ranks
+        config = {"r": rank, "lora_alpha": rank, "target_modules": sorted(pairs)}
+        adapter = {f"transformer.{key}": value for key, value in config.items()}
+        header["lora_adapter_metadata"] = json.dumps(adapter, sort_keys=True)
+    save_file(names.to_naming(naming, pairs), path, metadata=header)
+
+
+def misfits(pairs: Mapping[str, Pair], shapes: Mapping[str, tuple[int, int]]) -> list[str]:
+    """Why a LoRA does not belong on a base, a line each; empty where it does.
+
+    `shapes` holds the (outputs, inputs) of every linear layer of the base by its name.
+    """
+    faults = []
+    unknown = [layer for layer in pairs if layer not in shapes]
+    if unknown:
+        faults.append(f"{len(unknown)} of its {len(pairs)} layers are not in the base, such as {unknown[0]}")
+    wrong = [layer for layer, pair in pairs.items() if layer in shapes and _shape(pair) != shapes[layer]]
+    if wrong:
+        seen, wanted = _shape(pairs[wrong[0]]), shapes[wrong[0]]
+        faults.append(
+            f"{len(wrong)} of its {len(pairs)} layers are of another size than the base's: {wrong[0]} is for"
+            f" {seen[1]} inputs and {seen[0]} outputs, the base has {wanted[1]} and {wanted[0]}"
+        )
+    broken = [layer for layer, (a, b) in pairs.items() if not (a.isfinite().all() and b.isfinite().all())]
+    if broken:
+        faults.append(f"{len(broken)} of its {len(pairs)} layers hold weights that are not finite, such as {broken[0]}")
+    return faults
+
+
+def faults(weights: Weights) -> list[str]:
+    """What makes a LoRA draw nothing, noise, or something else in each loader; a line each, empty where it is sound."""
+    pairs = weights.pairs
+    found = []
+    broken = [layer for layer, (a, b) in pairs.items() if not (a.isfinite().all() and b.isfinite().all())]
+    if broken:
+        found.append(f"NaN or infinity in {_count(broken, pairs)}")
+    zero = [layer for layer, pair in pairs.items() if layer not in broken and change(pair) == 0]
+    if zero:
+        found.append(f"no effect of {_count(zero, pairs)}: A or B is zero")
+    if weights.has_alphas and "lora_adapter_metadata" in weights.metadata:
+        found.append(".alpha keys beside lora_adapter_metadata: diffusers refuses that")
+    if partial := partial_attention(pairs):
+        found.append(f"q, k and v are not together in {partial[0]} and {len(partial) - 1} more blocks")
+    if len(weights.ranks) > 1:
+        found.append(f"mixed ranks: {', '.join(map(str, weights.ranks))}")
+    outside = [layer for layer in pairs if not layer.startswith(("transformer_blocks.", "single_transformer_blocks."))]
+    if outside:
+        found.append(f"layers outside the blocks: {_count(outside, pairs)}")
+    return found
+
+
+def loaders(weights: Weights) -> dict[str, str]:
+    """Each way of using a FLUX LoRA -> "yes", or why not."""
+    pairs, naming = weights.pairs, weights.naming
+    double = triple = fast = ""
+    if weights.has_alphas and "lora_adapter_metadata" in weights.metadata:
+        double = "no: .alpha keys beside lora_adapter_metadata"
+    elif naming == "bfl":
+        double = "no: it needs diffusers' or kohya's names (script/convert)"
+    if naming != "diffusers":
+        triple = fast = "no: it needs diffusers' names (script/convert)"
+    elif len(weights.ranks) > 1:
+        triple = fast = "no: mixed ranks"
+    elif partial_attention(pairs):
+        fast = "no: q, k and v are not together everywhere"
+    elif modulated := [layer for layer in pairs if ".norm" in layer]:
+        fast = f"in part: it drops or mis-scales {len(modulated)} layers such as {modulated[0]}"
+    widths = {a.shape[1] for layer, (a, _) in pairs.items() if layer.endswith("attn.to_q")}
+    if widths and widths != {FLUX_WIDTH}:
+        other = f"no: it is for a base {min(widths)} wide, and FLUX.1 is {FLUX_WIDTH} wide"
+        return {"the base that it was trained on": double or "yes", "FLUX.1": other}
+    return {
+        "diffusers": double or "yes",
+        "ComfyUI": "yes",
+        "Replicate's cog-flux in bf16": triple or "yes",
+        "Replicate's cog-flux in fp8": fast or "yes",
+    }
+
+
+def partial_attention(modules: Collection[str]) -> list[str]:
+    """The layers that cog-flux joins of which some part is there, but not all of q, k and v."""
+    partial = []
+    for kind, joined in (
+        ("transformer_blocks", names.DOUBLE_JOINED),
+        ("single_transformer_blocks", names.SINGLE_JOINED),
+    ):
+        numbers = sorted({int(layer.split(".")[1]) for layer in modules if layer.startswith(f"{kind}.")})
+        for number in numbers:
+            for whole, layers in joined.items():
+                there = [layer for layer in layers if f"{kind}.{number}.{layer}" in modules]
+                if there and not set(layers[:3]) <= set(there):
+                    partial.append(f"{kind}.{number} ({whole})")
+    return partial
+
+
+def change(pair: Pair) -> float:
+    """Frobenius norm of B A, how much a layer's weights are changed, from r x r matrices alone."""
+    a, b = (part.double() for part in pair)
+    return math.sqrt(max(0.0, torch.sum((b.T @ b) * (a @ a.T)).item()))
+
+
+def describe(weights: Weights) -> str:
+    """A page on what a LoRA is: for people."""
+    pairs, header = weights.pairs, weights.metadata
+    dtypes = sorted({str(a.dtype).removeprefix("torch.") for a, _ in pairs.values()})
+    count = sum(a.numel() + b.numel() for a, b in pairs.values())
+    lines = [
+        f"names:     {weights.naming}",
+        f"rank:      {', '.join(map(str, weights.ranks))}",
+        f"weights:   {count:,} in {len(pairs)} layers, {', '.join(dtypes)}",
+    ]
+    for title, key in _SHOWN.items():
+        if header.get(key):
+            lines.append(f"{title + ':':<10} {header[key]}")
+    lines.append("")
+    lines.append(f"{'block':<32} {'layers':>6} {'|A|':>9} {'|B|':>9} {'|B A|':>9}")
+    for block, layers in _blocks(pairs).items():
+        sizes = [(_norm(pairs[k][0]), _norm(pairs[k][1]), change(pairs[k])) for k in layers]
+        total = [math.sqrt(sum(size[i] ** 2 for size in sizes)) for i in range(3)]
+        lines.append(f"{block:<32} {len(layers):>6} " + " ".join(f"{value:>9.3g}" for value in total))
+    lines.append("")
+    found = faults(weights)
+    lines += [f"fault:     {fault}" for fault in found] or ["sound:     no fault found"]
+    lines += [f"loads in:  {name}: {answer}" for name, answer in loaders(weights).items()]
+    return "\n".join(lines)
+
+
+_SHOWN = {
+    "base": "modelspec.architecture",
+    "title": "modelspec.title",
+    "trigger": "modelspec.trigger_phrase",
+    "pixels": "modelspec.resolution",
+    "steps": "ss_max_train_steps",
+    "rate": "ss_learning_rate",
+    "seed": "ss_seed",
+}
+
+
+def _blocks(pairs: Mapping[str, Pair]) -> dict[str, list[str]]:
+    """Layers by the block that they are in, blocks in their order."""
+    blocks: dict[str, list[str]] = {}
+    for layer in pairs:
+        parts = layer.split(".")
+        blocks.setdefault(".".join(parts[:2]) if "transformer_blocks" in parts[0] else parts[0], []).append(layer)
+
+    def order(block: str) -> tuple[str, int]:
+        kind, _, number = block.partition(".")
+        return ("" if kind == "transformer_blocks" else kind), int(number) if number.isdigit() else 0
+
+    return {block: blocks[block] for block in sorted(blocks, key=order)}
+
+
+def _norm(tensor: Tensor) -> float:
+    return torch.linalg.vector_norm(tensor.double()).item()
+
+
+def _shape(pair: Pair) -> tuple[int, int]:
+    return len(pair[1]), pair[0].shape[1]
+
+
+def _count(layers: Sequence[str], pairs: Mapping[str, Pair]) -> str:
+    return f"{len(layers)} of {len(pairs)} layers ({layers[0]}{', …' if len(layers) > 1 else ''})"
