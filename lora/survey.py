@@ -76,7 +76,9 @@ def report(looks: Sequence[Look], resolutions: Sequence[int], step: int = 16) ->
     if len(looks) < FEW:
         lines.append(f"only {len(looks)} pictures: 10 to 20 that differ teach more")
     for group in _alike(looks):
-        lines.append(f"{_some([look.name for look in group])} look alike, and count as often as they come: keep one")
+        lines.append(
+            f"{_some([repr(look.name) for look in group])} look alike, and count as often as they come: keep one"
+        )
     small, tiny, cropped = [], [], []
     for look in looks:
         bucket = buckets.choose_bucket(look.width, look.height, min(resolutions), step)
@@ -95,7 +97,7 @@ def report(looks: Sequence[Look], resolutions: Sequence[int], step: int = 16) ->
         lines.append(f"enlarged by more than {ENLARGED:g}, so they teach softness, use larger ones: {_some(tiny)}")
     if cropped:
         lines.append(f"too long for a bucket, so only the middle is used: {_some(cropped)}")
-    blurred = [look.name for look in looks if look.steepness is not None and look.steepness < BLURRED]
+    blurred = [repr(look.name) for look in looks if look.steepness is not None and look.steepness < BLURRED]
     if blurred:
         lines.append(f"blurred: {_some(blurred)}")
     return lines
