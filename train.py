@@ -95,6 +95,21 @@ def train(
         ge=0,
         le=4294967295,
     ),
+    preview_every: int = Input(
+        default=0,
+        description="Draw previews every so many steps too. 0 draws them at the end alone.",
+        ge=0,
+        le=6000,
+    ),
+    preview_prompts: Optional[str] = Input(
+        default=None,
+        description="What the previews show, one prompt a line, 8 at most; [trigger] stands for the trigger word. Leave it empty for prompts that suit the type.",
+        max_length=4000,
+    ),
+    stop_early: bool = Input(
+        default=False,
+        description="Keep one picture out of the training (where there are 8 or more) and stop when its loss has turned, with the weights of its lowest.",
+    ),
 ) -> TrainingOutput:
     """Trains a FLUX LoRA on the pictures and returns it as a tar, as Replicate publishes it."""
     request = TrainRequest(
@@ -112,6 +127,9 @@ def train(
         caption_dropout_rate=caption_dropout_rate,
         prior_loss_weight=prior_loss_weight,
         seed=None if seed is None else int(seed),
+        preview_every=int(preview_every),
+        preview_prompts=preview_prompts or "",
+        stop_early=stop_early,
     )
     shutil.rmtree(_output_folder(), ignore_errors=True)
     try:

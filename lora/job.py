@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import random
 import tempfile
 import time
@@ -14,15 +15,31 @@ import transformers
 from diffusers import FluxTransformer2DModel
 from PIL import Image
 
-from captioner import text
+from captioner import caption, text
 from captioner.text import Caption, Rules
-from lora import adapter, archive, base, buckets, encode, fit, generate, hardware, photos, prior, record, report
+from lora import (
+    adapter,
+    archive,
+    base,
+    buckets,
+    encode,
+    fit,
+    generate,
+    hardware,
+    photos,
+    prior,
+    record,
+    report,
+    survey,
+    validation,
+)
 from lora.base import Base
 from lora.encode import Text
 from lora.fit import Settings, StepReport
 from lora.hardware import Plan
 from lora.photos import Photo
-from lora.request import TrainRequest, parse_resolution
+from lora.report import Curve, Lesson
+from lora.request import TrainRequest, parse_prompts, parse_resolution
 
 Log = Callable[[str], None]
 Metric = Callable[[str, float], None]
@@ -31,6 +48,10 @@ WEIGHTS_MEMBER = "output/flux_train_replicate/lora.safetensors"
 """Where every reader of such a tar looks, and the only safetensors that it may hold."""
 PRIOR_PROMPTS = 96
 SECONDS_BETWEEN_LINES = 3.0
+PREVIEW_SIDE = 768
+"""Pixels: as much as a preview shows, in half the time of 1024."""
+WARNING = "warning: "
+"""How a line of the log begins that the report repeats."""
 
 
 def run(
@@ -45,6 +66,7 @@ def run(
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
         library.utils.logging.set_verbosity_error()
+    log = warned = Remembering(log)
     gpu = hardware.read_gpu()
     flux = base.find(flux_base, gpu)
     log(f"base: {flux.name} ({flux.reason})")
@@ -61,15 +83,19 @@ def run(
     with tempfile.TemporaryDirectory(prefix="flux-lora-") as folder, contextlib.ExitStack() as lent:
         work = Path(folder)
         with stage("unpacking"):
-            found = _unpack(request.input_images, work / "pictures", log)
+            found = _unpack(request.input_images, work / "pictures", resolutions, log)
             data = record.data_hash(found)
         with stage("captioning"):
-            captions = _captions(found, rules, log)
+            captions, rules = _captions(found, rules, request, captioner, plan, log)
             spoken = [captions[photo.name].text for photo in found]
         with stage("encoding pictures"):
-            examples = encode.encode_pictures(flux, plan, _pictures(found, captions, resolutions, log))
+            thumbnails: dict[str, bytes] = {}
+            examples = encode.encode_pictures(flux, plan, _pictures(found, captions, resolutions, thumbnails, log))
+            held_out = _hold_out(request, found, settings.seed, log)
+            unseen = [example for example in examples if validation.is_of(held_out, example)]
+            learned = [example for example in examples if example not in unseen]
         with stage("encoding prompts"):
-            asked = report.preview_prompts(request.trigger_word, request.lora_type, rules.class_noun)
+            asked = _preview_prompts(request, flux, rules)
             apart = prior.prompts(
                 spoken, request.trigger_word, PRIOR_PROMPTS if request.prior_loss_weight else 0, settings.seed
             )
@@ -82,22 +108,54 @@ def run(
                 transformer.enable_gradient_checkpointing()
         with stage("drawing what the base draws"):
             priors = prior.draw(transformer, texts, apart, _square(min(resolutions)), flux.scheduler, settings.seed)
+        side = min(max(resolutions), PREVIEW_SIDE)
+        sketch = _sketcher(flux, plan, transformer, texts, asked, (side, side), settings.seed)
         with stage("training"):
             parameters = adapter.attach(transformer, request.lora_rank, settings.seed)
-            log(f"{sum(p.numel() for p in parameters):,} weights to train, on {len(examples)} examples")
-            _train(fit.fit(transformer, parameters, examples, priors, texts, settings), settings.steps, log, metric)
+            log(f"{sum(p.numel() for p in parameters):,} weights to train, on {len(learned)} examples")
+            reports = fit.fit(transformer, parameters, learned, priors, texts, settings)
+            looked_at = validation.smallest(unseen or learned)
+            check = functools.partial(validation.loss, transformer, looked_at, texts, settings.seed)
+            turn = validation.Turn(parameters) if unseen else None
+            watch = Watch(settings.steps, check, turn, sketch, request.preview_every, log, metric)
+            curve = watch.curve(_train(reports, settings.steps, watch, log, metric))
         with stage("previews"):
-            side = (max(resolutions), max(resolutions))
-            sheet = _previews(flux, plan, transformer, texts, asked, side, settings.seed)
+            drawn = {**watch.drawn, watch.best or len(curve.losses): sketch()}
+            transformer.disable_adapters()
+            previews = report.pair_up(asked, sketch(), drawn)
+            transformer.enable_adapters()
         with stage("packing"):
             members = {WEIGHTS_MEMBER: work / "lora.safetensors"}
             adapter.save(transformer, members[WEIGHTS_MEMBER], record.header(request, decided, spoken))
-            members |= _beside_the_weights(work, request, decided, data, captions, sheet)
+            lessons = [
+                Lesson(name=name, caption=told.text, source=told.source, note=told.note, thumbnail=thumbnails[name])
+                for name, told in captions.items()
+            ]
+            members |= _captions_files(work / "captions", captions)
+            members["request.json"] = work / "request.json"
+            written = record.request_json(request, decided, data)
+            members["request.json"].write_text(written, encoding="utf-8")
+            members |= report.write(work / "report", written, lessons, previews, curve, warned.warnings)
             output.mkdir(parents=True, exist_ok=True)
             tar = output / "trained_model.tar"
             archive.pack(members, tar)
     log(stage.table())
+    for name, seconds in stage.seconds.items():
+        metric(f"seconds_{name.replace(' ', '_')}", seconds)
     return tar
+
+
+class Remembering:
+    """A log that also keeps the warnings that went through it, for the report."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self.warnings: list[str] = []
+
+    def __call__(self, line: str) -> None:
+        self._log(line)
+        if line.startswith(WARNING):
+            self.warnings.append(line.removeprefix(WARNING))
 
 
 class Stages:
@@ -151,30 +209,45 @@ def _settings(request: TrainRequest, flux: Base, log: Log) -> Settings:
     )
 
 
-def _unpack(path: Path, folder: Path, log: Log) -> list[Photo]:
+def _unpack(path: Path, folder: Path, resolutions: Sequence[int], log: Log) -> list[Photo]:
+    """The photos of the archive, every one of them seen to be whole; the log is told what will train badly."""
     found, warnings = photos.pair(folder, archive.unpack(path, folder))
-    for warning in warnings:
-        log(f"warning: {warning}")
+    looks = survey.look_at({photo.name: photo.path for photo in found})
+    for warning in (*warnings, *survey.report(looks, resolutions)):
+        log(f"{WARNING}{warning}")
     log(f"{len(found)} pictures, {sum(photo.caption is not None for photo in found)} of them with a caption")
     return found
 
 
-def _captions(found: Sequence[Photo], rules: Rules, log: Log) -> dict[str, Caption]:
-    """A caption for every photo, by its name: the user's own, else the template."""
-    captions = {}
-    for photo in found:
-        caption = text.from_template(rules) if photo.caption is None else text.from_user(photo.caption, rules)
-        captions[photo.name] = caption
-        log(f"{photo.name}: ({caption.source}) {caption.text}" + (f" [{caption.note}]" if caption.note else ""))
-    return captions
+def _captions(
+    found: Sequence[Photo], rules: Rules, request: TrainRequest, captioner: str | None, plan: Plan, log: Log
+) -> tuple[dict[str, Caption], Rules]:
+    """A caption for every photo, by its name, and the rules with the class noun where one was found."""
+    captions, class_noun = caption.caption_all(
+        {photo.name: photo.path for photo in found},
+        {photo.name: photo.caption for photo in found if photo.caption is not None},
+        rules,
+        autocaption=request.autocaption,
+        model=captioner,
+        device=plan.device,
+        dtype=plan.dtype,
+        read=buckets.read_picture,
+        log=log,
+    )
+    return captions, dataclasses.replace(rules, class_noun=class_noun)
 
 
 def _pictures(
-    found: Sequence[Photo], captions: Mapping[str, Caption], resolutions: Sequence[int], log: Log
+    found: Sequence[Photo],
+    captions: Mapping[str, Caption],
+    resolutions: Sequence[int],
+    thumbnails: dict[str, bytes],
+    log: Log,
 ) -> Iterator[tuple[str, str, Image.Image]]:
-    """Every photo in each of its buckets: name, caption, picture."""
+    """Every photo in each of its buckets: name, caption, picture. Leaves a thumbnail of each in `thumbnails`."""
     for photo, fitted in zip(found, buckets.prepared([p.path for p in found], resolutions), strict=True):
         log(f"{photo.name}: {', '.join(f'{picture.width}x{picture.height}' for picture in fitted)}")
+        thumbnails[photo.name] = report.thumbnail(fitted[-1])
         for picture in fitted:
             yield photo.name, captions[photo.name].text, picture
 
@@ -184,27 +257,97 @@ def _square(side: int) -> tuple[int, int]:
     return side // 8, side // 8
 
 
-def _train(reports: Iterator[StepReport], steps: int, log: Log, metric: Metric) -> None:
-    """Runs the loop, with a line every few seconds. Raises ValueError where the loss is no longer a number."""
+def _preview_prompts(request: TrainRequest, flux: Base, rules: Rules) -> list[str]:
+    own = parse_prompts(request.preview_prompts, request.trigger_word)
+    return report.preview_prompts(request.trigger_word, request.lora_type, rules.class_noun, flux.native, own)
+
+
+def _hold_out(request: TrainRequest, found: Sequence[Photo], seed: int, log: Log) -> str | None:
+    """The picture that is kept out of the training: one, where it is to be stopped early, and there are enough.
+
+    Otherwise every picture trains: one in ten is much to give up for a curve that nothing acts upon.
+    """
+    if not request.stop_early:
+        return None
+    name = validation.hold_out([photo.name for photo in found], seed)
+    if name is None:
+        least = validation.FEWEST_TO_HOLD_OUT
+        log(f"{WARNING}stop_early needs {least} pictures or more, of {len(found)} none can be spared: it is left out")
+    else:
+        log(f"{name}: kept out of the training, to see when it turns")
+    return name
+
+
+def _train(
+    reports: Iterator[StepReport], steps: int, watch: Callable[[int], bool], log: Log, metric: Metric
+) -> list[float]:
+    """Runs the loop, with a line every few seconds; the loss of every step. `watch(step)` says when to stop.
+
+    Raises ValueError where the loss is no longer a number.
+    """
+    losses = []
     shown, smooth = 0.0, float("nan")
     for at in reports:
-        if at.seconds - shown < SECONDS_BETWEEN_LINES and at.step not in (1, steps):
-            continue
-        shown, loss = at.seconds, at.loss.item()
-        if not torch.isfinite(at.loss):
-            raise ValueError(f"the loss at step {at.step} is {loss}: the training broke down; lower learning_rate")
-        smooth = loss if smooth != smooth else 0.8 * smooth + 0.2 * loss
-        rate = at.seconds / at.step
-        left = rate * (steps - at.step)
-        log(
-            f"step {at.step}/{steps} ({at.step / steps:.0%}), loss {smooth:.4f}, prior {at.prior_loss.item():.4f},"
-            f" lr {at.learning_rate:.2g}, {rate:.3f} s/it, {int(left) // 60}:{int(left) % 60:02d} left"
-        )
-        for name, value in (("progress", at.step / steps), ("loss", smooth), ("seconds_left", left)):
-            metric(name, value)
+        losses.append(at.loss)
+        if at.seconds - shown >= SECONDS_BETWEEN_LINES or at.step in (1, steps):
+            shown, loss = at.seconds, at.loss.item()
+            if not torch.isfinite(at.loss):
+                raise ValueError(f"the loss at step {at.step} is {loss}: the training broke down; lower learning_rate")
+            smooth = loss if smooth != smooth else 0.8 * smooth + 0.2 * loss
+            rate = at.seconds / at.step
+            left = rate * (steps - at.step)
+            log(
+                f"step {at.step}/{steps} ({at.step / steps:.0%}), loss {smooth:.4f}, prior {at.prior_loss.item():.4f},"
+                f" lr {at.learning_rate:.2g}, {rate:.3f} s/it, {int(left) // 60}:{int(left) % 60:02d} left"
+            )
+            for name, value in (("progress", at.step / steps), ("loss", smooth), ("seconds_left", left)):
+                metric(name, value)
+        if watch(at.step):
+            break
+    return torch.stack(losses).tolist()
 
 
-def _previews(
+class Watch:
+    """What is looked at between the steps: the loss on fixed noise, a dozen times, and previews where asked for."""
+
+    def __init__(
+        self,
+        steps: int,
+        check: Callable[[], float],
+        turn: validation.Turn | None,
+        sketch: Callable[[], list[Image.Image]],
+        preview_every: int,
+        log: Log,
+        metric: Metric,
+    ) -> None:
+        self._steps, self._check, self._turn, self._sketch = steps, check, turn, sketch
+        self._preview_every, self._log, self._metric = preview_every, log, metric
+        self.checks = [(0, check())]
+        self.drawn: dict[int, list[Image.Image]] = {}
+        self.best: int | None = None
+        """The step whose weights were put back, where the training was stopped early."""
+
+    def __call__(self, step: int) -> bool:
+        """To be called after every step; True where the training is to stop."""
+        if step % max(1, self._steps // validation.CHECKS) == 0 or step == self._steps:
+            loss = self._check()
+            self.checks.append((step, loss))
+            self._log(f"step {step}/{self._steps}: {loss:.4f} on fixed noise, {self.checks[0][1]:.4f} before training")
+            self._metric("validation_loss", loss)
+            if self._turn and self._turn.has_come(step, loss):
+                self._turn.go_back()
+                self.best = self._turn.step
+                self._log(f"the held-out picture's loss has turned: stopped, with the weights of step {self.best}")
+                return True
+        if self._preview_every and step % self._preview_every == 0 and step < self._steps:
+            self.drawn[step] = self._sketch()
+        return False
+
+    def curve(self, losses: Sequence[float]) -> Curve:
+        return Curve(losses=losses, checks=self.checks, held_out=self._turn is not None, best=self.best)
+
+
+def _sketcher(
     flux: Base,
     plan: Plan,
     transformer: FluxTransformer2DModel,
@@ -212,34 +355,26 @@ def _previews(
     asked: Sequence[str],
     size: tuple[int, int],
     seed: int,
-) -> Image.Image:
-    with flux.vae(plan) as vae:
-        pipeline = generate.pipeline_of(transformer, vae, flux.scheduler)
-        pictures = [generate.draw(pipeline, texts[prompt], size, seed + i) for i, prompt in enumerate(asked)]
-        transformer.disable_adapters()
-        without = [generate.draw(pipeline, texts[prompt], size, seed + i) for i, prompt in enumerate(asked)]
-        transformer.enable_adapters()
-    return report.preview_sheet(list(zip(asked, without, pictures, strict=True)))
+) -> Callable[[], list[Image.Image]]:
+    """A function that draws a picture for each prompt with the transformer as it is then, always from the same noise.
+
+    The autoencoder is on the device only while it draws.
+    """
+
+    def sketch() -> list[Image.Image]:
+        with flux.vae(plan) as vae:
+            pipeline = generate.pipeline_of(transformer, vae, flux.scheduler)
+            return [generate.draw(pipeline, texts[prompt], size, seed + i) for i, prompt in enumerate(asked)]
+
+    return sketch
 
 
-def _beside_the_weights(
-    work: Path,
-    request: TrainRequest,
-    decided: Mapping[str, object],
-    data: str,
-    captions: Mapping[str, Caption],
-    sheet: Image.Image,
-) -> dict[str, Path]:
-    """Writes captions, request.json and the preview; member names and paths."""
+def _captions_files(folder: Path, captions: Mapping[str, Caption]) -> dict[str, Path]:
+    """Writes every caption to a file; member names and paths."""
     members = {}
-    folder = work / "out"
-    (folder / "captions").mkdir(parents=True)
+    folder.mkdir()
     for name, caption in captions.items():
-        file = folder / "captions" / f"{name.replace('/', '_')}.txt"
+        file = folder / f"{name.replace('/', '_')}.txt"
         file.write_text(caption.text + "\n", encoding="utf-8")
         members[f"output/flux_train_replicate/captions/{file.name}"] = file
-    members["request.json"] = folder / "request.json"
-    members["request.json"].write_text(record.request_json(request, decided, data), encoding="utf-8")
-    members["report/preview.webp"] = folder / "preview.webp"
-    sheet.save(members["report/preview.webp"], quality=90)
     return members

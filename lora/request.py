@@ -10,6 +10,9 @@ from pathlib import Path
 LORA_TYPES = ("subject", "style")
 RESOLUTION_RANGE = (64, 2048)
 """Pixels. Below 64 a FLUX picture has 4 x 4 tokens; above 2048 FLUX.1-dev does not draw soundly."""
+MAX_PREVIEW_PROMPTS = 8
+PLACEHOLDER = "[trigger]"
+"""In a user's own preview prompts it stands for the trigger word, as in captions."""
 PATCH = 16
 """Pixels a token stands for, each way: 8 by the autoencoder, 2 by packing."""
 
@@ -44,6 +47,12 @@ class TrainRequest:
     """Weight of holding the adapter to the base's own draws, 0 to 10; 0 leaves it out."""
     seed: int | None
     """0 to 2**32 - 1; None: chosen at random and recorded."""
+    preview_every: int
+    """Steps between previews, 0 to 6000; 0 draws them at the end alone, where they are drawn in any case."""
+    preview_prompts: str
+    """What to draw, one prompt a line; empty: chosen by the type (`lora.report.preview_prompts`)."""
+    stop_early: bool
+    """Whether to keep a picture out of the training and stop where its loss turns (`lora.validation`)."""
 
     def check(self) -> None:
         """Raises ValueError with every fault of the request in one message, one a line."""
@@ -71,6 +80,10 @@ class TrainRequest:
                 parse_resolution(self.resolution)
             except ValueError as error:
                 faults.append(str(error))
+        try:
+            parse_prompts(self.preview_prompts, self.trigger_word)
+        except ValueError as error:
+            faults.append(str(error))
         if faults:
             raise ValueError("\n".join(faults))
 
@@ -88,3 +101,13 @@ def parse_resolution(text: str) -> tuple[int, ...]:
             )
         sides.add(side)
     return tuple(sorted(sides))
+
+
+def parse_prompts(text: str, trigger_word: str) -> list[str]:
+    """The prompts of `preview_prompts`, one a line, with PLACEHOLDER filled in; raises ValueError naming the input."""
+    lines = [line.strip().replace(PLACEHOLDER, trigger_word) for line in text.splitlines() if line.strip()]
+    if len(lines) > MAX_PREVIEW_PROMPTS:
+        raise ValueError(
+            f"preview_prompts: {len(lines)} prompts are more than {MAX_PREVIEW_PROMPTS}; give fewer, one a line"
+        )
+    return lines

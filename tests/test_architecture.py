@@ -27,6 +27,7 @@ LORA = {
     "generate": {"encode"},
     "report": set(),
     "record": {"photos", "request"},
+    "validation": {"encode", "flow"},
 }
 """`job` may import every one of them, and nothing imports `job` but `train.py`."""
 

@@ -24,6 +24,9 @@ def a_request(archive: Path, **changes: Any) -> TrainRequest:
         "caption_dropout_rate": 0.05,
         "prior_loss_weight": 1.0,
         "seed": 1,
+        "preview_every": 0,
+        "preview_prompts": "",
+        "stop_early": False,
     }
     return TrainRequest(**{**values, **changes})
 
