@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from lora import names
@@ -101,7 +101,19 @@ def write(path: Path, pairs: Mapping[str, Pair], metadata: Mapping[str, str], na
         config = {"r": rank, "lora_alpha": rank, "target_modules": sorted(pairs)}
         adapter = {f"transformer.{key}": value for key, value in config.items()}
         header["lora_adapter_metadata"] = json.dumps(adapter, sort_keys=True)
-    save_file(names.to_naming(naming, pairs), path, metadata=header)
+    _write_sorted(path, names.to_naming(naming, pairs), header)
+
+
+def _write_sorted(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """As safetensors' `save_file`, but with the metadata sorted: that writes it in another order each time (0.8.0)."""
+    plain = save(dict(tensors))
+    start = 8 + int.from_bytes(plain[:8], "little")
+    header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(plain[8:start])}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(memoryview(plain)[start:])
 
 
 def misfits(pairs: Mapping[str, Pair], shapes: Mapping[str, tuple[int, int]]) -> list[str]:
@@ -139,7 +151,8 @@ def faults(weights: Weights) -> list[str]:
     if weights.has_alphas and "lora_adapter_metadata" in weights.metadata:
         found.append(".alpha keys beside lora_adapter_metadata: diffusers refuses that")
     if partial := partial_attention(pairs):
-        found.append(f"q, k and v are not together in {partial[0]} and {len(partial) - 1} more blocks")
+        where = "1 place" if len(partial) == 1 else f"{len(partial)} places"
+        found.append(f"q, k and v are not together in {where} ({partial[0]}{', …' if len(partial) > 1 else ''})")
     if len(weights.ranks) > 1:
         found.append(f"mixed ranks: {', '.join(map(str, weights.ranks))}")
     outside = [layer for layer in pairs if not layer.startswith(("transformer_blocks.", "single_transformer_blocks."))]
@@ -188,7 +201,7 @@ def partial_attention(modules: Collection[str]) -> list[str]:
             for whole, layers in joined.items():
                 there = [layer for layer in layers if f"{kind}.{number}.{layer}" in modules]
                 if there and not set(layers[:3]) <= set(there):
-                    partial.append(f"{kind}.{number} ({whole})")
+                    partial.append(f"{kind}.{number}: {whole}")
     return partial
 
 
