@@ -49,7 +49,7 @@ RESERVED_COLOURS: dict[str, Colour] = {"teal": (15, 130, 135), "lime": (175, 225
 """Colours of unseen subjects alone: no caption names them, and no picture of the base's training shows them."""
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "ring", "moon", "house", "tree", "fish", "cat")
 FILLS = ("plain", "striped", "dotted")
-RADII = {"small": 0.15, "medium": 0.23, "large": 0.33}
+RADII = {"small": 0.18, "medium": 0.26, "large": 0.37}
 """Half the width of a thing, as a share of the picture's mean side. "medium" goes without saying in captions."""
 PLACES = {"centre": (0.5, 0.5), "left": (0.24, 0.5), "right": (0.76, 0.5), "top": (0.5, 0.24), "bottom": (0.5, 0.76)}
 PLACE_WORDS = {"centre": "", "left": " on the left", "right": " on the right", "top": " at the top", "bottom": " at the bottom"}
@@ -281,9 +281,12 @@ def sample_thing(rng: random.Random, *, unseen: bool = False, plain: bool = Fals
 
 
 def sample_scene(
-    rng: random.Random, looks: Sequence[Thing | Creature], scene_style: Style | None = None, *, anywhere: bool = True
+    rng: random.Random, looks: Sequence[Thing | Creature], scene_style: Style | None = None
 ) -> Scene:
-    """The looks (one or two) at places and sizes by chance, on a background that none of them has for its colour."""
+    """The looks (one or two) at places and sizes by chance, on a background that none of them has for its colour.
+
+    What is large fills the picture's middle; a pair is of medium size.
+    """
     colours = {colour for look in looks for colour in ((look.colour,) if isinstance(look, Thing) else (look.body, look.second))}
     background = rng.choice([colour for colour in COLOURS if colour not in colours])
     if len(looks) == 2:
@@ -291,7 +294,7 @@ def sample_scene(
         items = tuple(Item(look=look, size="medium", place=place) for look, place in zip(looks, places, strict=True))
     else:
         size = rng.choice(["medium", "medium", "small", "large"])
-        place = rng.choice(["centre"] * 4 + list(PLACES)[1:]) if anywhere else "centre"
+        place = rng.choice(["centre"] * 4 + list(PLACES)[1:]) if size != "large" else "centre"
         items = (Item(look=looks[0], size=size, place=place),)
     return Scene(items=items, background=background, style=scene_style)
 
@@ -525,10 +528,10 @@ def draw(scene: Scene, seed: int = 0, size: tuple[int, int] = NATIVE) -> Image.I
     accent = COLOURS[manner.accent] if manner is not None else (0, 0, 0)
     image = _ground(manner.ground if manner is not None else "plain", big, palette[scene.background], accent)
     for item in scene.items:
-        radius = RADII[item.size] * side * rng.uniform(0.97, 1.03) * (1 if len(scene.items) == 1 else 0.88)
+        radius = RADII[item.size] * side * rng.uniform(0.97, 1.03) * (1 if len(scene.items) == 1 else 0.82)
         reach = (1.12 * radius, 1.12 * radius)
         if isinstance(item.look, Creature):
-            radius *= 0.85
+            radius *= 0.9
             reach = (1.05 * radius, 1.35 * radius)
         centre = [(share + rng.uniform(-0.012, 0.012)) * length for share, length in zip(PLACES[item.place], big, strict=True)]
         for axis in (0, 1):
@@ -543,7 +546,7 @@ def draw(scene: Scene, seed: int = 0, size: tuple[int, int] = NATIVE) -> Image.I
         image = _apply_tone(image, manner.tone, accent)
         if manner.frame != "none":
             ImageDraw.Draw(image).rectangle([0, 0, big[0], big[1]], outline=accent, width=5 * SUPER)
-    return image.reduce(SUPER).filter(ImageFilter.GaussianBlur(0.5))
+    return image.reduce(SUPER).filter(ImageFilter.GaussianBlur(0.65))
 
 
 def _paint(image: Image.Image, layers: Sequence[_Layer], manner: Style | None, accent: Colour) -> None:
