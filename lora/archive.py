@@ -291,7 +291,7 @@ def _zip_entries(source: _Counted) -> Iterator[_Entry]:
             fault = ""
         yield _Entry(
             name=_zip_name(info),
-            is_folder=info.is_dir() or info.orig_filename.endswith("\\"),
+            is_folder=info.orig_filename.endswith(("/", "\\")),
             fault=fault,
             chunks=lambda info=info: _zip_chunks(zipped, info),  # type: ignore[misc]
         )

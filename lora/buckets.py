@@ -88,7 +88,7 @@ def opened(path: Path, name: str = "") -> Iterator[Opened]:
     """A picture file, open. Raises ValueError that names it (by `name`, or else by its own) where it is damaged, of an
     unknown kind, or larger than MAX_PIXELS, which may show as late as in decoding it."""
     name = name or path.name
-    _know_heif()
+    know_heif()
     try:
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -193,7 +193,8 @@ def in_threads(work: Callable[[Item], Result], items: Iterable[Item], threads: i
 
 
 @functools.cache
-def _know_heif() -> None:
+def know_heif() -> None:
+    """Pillow reads and writes HEIC from here on."""
     pillow_heif.register_heif_opener()
 
 

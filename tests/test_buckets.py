@@ -5,7 +5,6 @@ import threading
 import zlib
 from pathlib import Path
 
-import pillow_heif
 import pytest
 from PIL import Image, ImageChops, ImageCms, ImageDraw, ImageOps, ImageStat
 
@@ -17,7 +16,7 @@ FORMATS = ["JPEG", "PNG", "WEBP", "AVIF", "TIFF", "HEIF"]
 
 @pytest.fixture(autouse=True, scope="module")
 def _heif() -> None:
-    pillow_heif.register_heif_opener()  # to write such files here; the project opens them by itself
+    buckets.know_heif()  # to write such files here; the project opens them by itself
 
 
 def corners(size: tuple[int, int] = (96, 64)) -> Image.Image:
