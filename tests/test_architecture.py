@@ -27,6 +27,11 @@ LORA = {
     "generate": {"encode"},
     "report": set(),
     "record": {"photos", "request"},
+    "survey": {"buckets"},
+    "validation": {"encode", "flow"},
+    "watch": {"fit", "report", "validation"},
+    "names": set(),
+    "weights": {"names"},
     "validation": {"encode", "flow"},
 }
 """`job` may import every one of them, and nothing imports `job` but `train.py`."""

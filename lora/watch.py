@@ -1,0 +1,120 @@
+"""What a run tells while it runs: its stages, warnings, a line every few seconds, and looks at it between the steps."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from PIL import Image
+
+from lora import validation
+from lora.fit import StepReport
+from lora.report import Curve
+
+Log = Callable[[str], None]
+Metric = Callable[[str, float], None]
+
+SECONDS_BETWEEN_LINES = 3.0
+WARNING = "warning: "
+"""How a line of the log begins that the report repeats."""
+
+
+class Remembering:
+    """A log that also keeps the warnings that went through it, for the report."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self.warnings: list[str] = []
+
+    def __call__(self, line: str) -> None:
+        self._log(line)
+        if line.startswith(WARNING):
+            self.warnings.append(line.removeprefix(WARNING))
+
+
+class Stages:
+    """Names each stage in the log as it begins, and remembers its seconds."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        self._log(f"== {name}")
+        started = time.monotonic()
+        yield
+        self.seconds[name] = time.monotonic() - started
+
+    def table(self) -> str:
+        parts = [f"{name} {seconds:.1f}" for name, seconds in self.seconds.items()]
+        return f"seconds: {', '.join(parts)}; {sum(self.seconds.values()):.1f} in all"
+
+
+def follow(
+    reports: Iterator[StepReport], steps: int, watch: Callable[[int], bool], log: Log, metric: Metric
+) -> list[float]:
+    """Runs the loop, with a line every few seconds; the loss of every step. `watch(step)` says when to stop.
+
+    Raises ValueError where the loss is no longer a number.
+    """
+    losses = []
+    shown, smooth = 0.0, float("nan")
+    for at in reports:
+        losses.append(at.loss)
+        if at.seconds - shown >= SECONDS_BETWEEN_LINES or at.step in (1, steps):
+            shown, loss = at.seconds, at.loss.item()
+            if not torch.isfinite(at.loss):
+                raise ValueError(f"the loss at step {at.step} is {loss}: the training broke down; lower learning_rate")
+            smooth = loss if smooth != smooth else 0.8 * smooth + 0.2 * loss
+            rate = at.seconds / at.step
+            left = rate * (steps - at.step)
+            log(
+                f"step {at.step}/{steps} ({at.step / steps:.0%}), loss {smooth:.4f}, prior {at.prior_loss.item():.4f},"
+                f" lr {at.learning_rate:.2g}, {rate:.3f} s/it, {int(left) // 60}:{int(left) % 60:02d} left"
+            )
+            for name, value in (("progress", at.step / steps), ("loss", smooth), ("seconds_left", left)):
+                metric(name, value)
+        if watch(at.step):
+            break
+    return torch.stack(losses).tolist()
+
+
+class Watch:
+    """What is looked at between the steps: the loss on fixed noise, a dozen times, and previews where asked for."""
+
+    def __init__(
+        self,
+        steps: int,
+        check: Callable[[], float],
+        turn: validation.Turn | None,
+        sketch: Callable[[], list[Image.Image]],
+        preview_every: int,
+        log: Log,
+        metric: Metric,
+    ) -> None:
+        self._steps, self._check, self._turn, self._sketch = steps, check, turn, sketch
+        self._preview_every, self._log, self._metric = preview_every, log, metric
+        self.checks = [(0, check())]
+        self.drawn: dict[int, list[Image.Image]] = {}
+        self.best: int | None = None
+        """The step whose weights were put back, where the training was stopped early."""
+
+    def __call__(self, step: int) -> bool:
+        """To be called after every step; True where the training is to stop."""
+        if step % max(1, self._steps // validation.CHECKS) == 0 or step == self._steps:
+            loss = self._check()
+            self.checks.append((step, loss))
+            self._log(f"step {step}/{self._steps}: {loss:.4f} on fixed noise, {self.checks[0][1]:.4f} before training")
+            self._metric("validation_loss", loss)
+            if self._turn and self._turn.has_come(step, loss):
+                self._turn.go_back()
+                self.best = self._turn.step
+                self._log(f"the held-out picture's loss has turned: stopped, with the weights of step {self.best}")
+                return True
+        if self._preview_every and step % self._preview_every == 0 and step < self._steps:
+            self.drawn[step] = self._sketch()
+        return False
+
+    def curve(self, losses: Sequence[float]) -> Curve:
+        return Curve(losses=losses, checks=self.checks, held_out=self._turn is not None, best=self.best)
