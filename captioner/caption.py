@@ -285,9 +285,9 @@ def load(model: str, device: str, dtype: torch.dtype) -> Iterator[Captioner]:
 
 def _load(model: str, device: str, dtype: torch.dtype) -> Captioner:
     transformers.utils.logging.disable_progress_bar()  # it piles up in a log as one endless line
-    kind = transformers.AutoConfig.from_pretrained(model).model_type
-    if kind != "qwen3_vl":
-        raise ValueError(f"it is a {kind} model, not a qwen3_vl one")
+    config = transformers.AutoConfig.from_pretrained(model)
+    if config.model_type != "qwen3_vl":
+        raise ValueError(f"it is a {config.model_type} model, not a qwen3_vl one")
     tokenizer = transformers.AutoTokenizer.from_pretrained(model, padding_side="left")
     images = Qwen2VLImageProcessorPil.from_pretrained(model)
     # AutoProcessor wants torchvision; the chat template is the one thing that only a processor's loader reads
@@ -295,6 +295,8 @@ def _load(model: str, device: str, dtype: torch.dtype) -> Captioner:
     processor = PictureProcessor(
         images, tokenizer, chat_template=settings.get("chat_template", tokenizer.chat_template)
     )
+    if processor.image_token_id != config.image_token_id:  # without tokenizer files an empty tokenizer is made
+        raise ValueError("its tokenizer files are missing, or of another model")
     network, seen = transformers.AutoModelForImageTextToText.from_pretrained(
         model,
         dtype=dtype,

@@ -433,6 +433,9 @@ def _fault(text: str) -> str:
         return f"not in Latin script: {''.join(sorted(foreign)[:8])}"
     if len(words) < 3:
         return f"fewer than three words: {text!r}"
+    signs = [c for c in text if not c.isspace()]
+    if "\ufffd" in text or sum(c.isalnum() or c == MARK for c in signs) < 0.6 * len(signs):
+        return "broken text"
     return ""
 
 
@@ -478,7 +481,7 @@ def _prune(text: str, rules: Rules) -> str:
         if (found := opener.match(text)) and found.end() < len(text):
             text = text[found.end() :]
             text = text if rules.prefix else text[0].upper() + text[1:]
-    sentences = _sentences(text)
+    sentences = [s for s in _sentences(text) if _words(s)]
     if len(sentences) > 1 and not _is_finished(sentences[-1]):
         sentences.pop()
     sentences = list({sentence.casefold(): sentence for sentence in sentences}.values())

@@ -93,6 +93,8 @@ def test_rule_1_normalises(raw: str, caption: str) -> None:
         ("dog " * 30, "repeats"),
         ("一只小狗在草地上奔跑。", "Latin"),
         ("A dog, собака, on grass.", "Latin"),
+        ("A dog on s\ufffd\ufffdnd.", "broken text"),
+        ("A dog: [1] {2} (3) /4/ |5| =6= +7+ ~8~", "broken text"),
         ("", "fewer than three words"),
         ("A dog.", "fewer than three words"),
         ("The image shows a dog.", "fewer than three words"),
@@ -383,7 +385,9 @@ TRAPS = st.sampled_from(
     ]
 )
 LATIN = st.text(st.characters(max_codepoint=0x24F), max_size=8)
-RAW = st.lists(st.one_of(PLAIN, PLAIN, PLAIN, TRAPS, LATIN), min_size=5, max_size=16).map("".join) | st.text(max_size=40)
+RAW = st.lists(st.one_of(PLAIN, PLAIN, PLAIN, TRAPS, LATIN), min_size=5, max_size=16).map("".join) | st.text(
+    max_size=40
+)
 LINE = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"], exclude_characters=MARK), max_size=20)
 WORD = st.one_of(st.sampled_from(ODD_WORDS), LINE.map(str.strip).filter(bool))
 END = st.one_of(

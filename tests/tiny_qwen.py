@@ -31,8 +31,8 @@ CHAT_TEMPLATE = """\
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"""
 
 
-def build(folder: Path, seed: int = 0) -> Path:
-    """Write the model into `folder` and return it."""
+def build(folder: Path, seed: int = 0, tied: bool = False) -> Path:
+    """Write the model into `folder` and return it; `tied` as the smaller ones are, whose head is the embeddings."""
     vocabulary = {sign: number for number, sign in enumerate(bytes_to_unicode().values())}
     ids = {token: len(vocabulary) + number for number, token in enumerate(CONTROL_TOKENS)}
     config = Qwen3VLConfig(
@@ -63,6 +63,7 @@ def build(folder: Path, seed: int = 0) -> Path:
         },
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
+        tie_word_embeddings=tied,
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
     )
