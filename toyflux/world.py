@@ -52,7 +52,13 @@ FILLS = ("plain", "striped", "dotted")
 RADII = {"small": 0.18, "medium": 0.26, "large": 0.37}
 """Half the width of a thing, as a share of the picture's mean side. "medium" goes without saying in captions."""
 PLACES = {"centre": (0.5, 0.5), "left": (0.24, 0.5), "right": (0.76, 0.5), "top": (0.5, 0.24), "bottom": (0.5, 0.76)}
-PLACE_WORDS = {"centre": "", "left": " on the left", "right": " on the right", "top": " at the top", "bottom": " at the bottom"}
+PLACE_WORDS = {
+    "centre": "",
+    "left": " on the left",
+    "right": " on the right",
+    "top": " at the top",
+    "bottom": " at the bottom",
+}
 
 FORMS = ("round", "box", "cone", "egg", "hexagon", "cloud")
 HEADS = ("bare", "one antenna", "two antennae", "crown")
@@ -188,13 +194,19 @@ def _plain(trait: str) -> str:
 
 
 SUBJECTS = (
-    Creature(name="TOK", form="box", body="purple", second="yellow", eyes=1, head="two antennae", feet=2, pattern="bands"),
+    Creature(
+        name="TOK", form="box", body="purple", second="yellow", eyes=1, head="two antennae", feet=2, pattern="bands"
+    ),
     Creature(name="WUGGIN", form="round", body="orange", second="blue", eyes=2, head="crown", feet=2, pattern="spots"),
     Creature(name="PERIDO", form="hexagon", body="lime", second="purple", eyes=3, head="bare", feet=2, pattern="belly"),
     Creature(name="SNAFF", form="egg", body="teal", second="white", eyes=1, head="one antenna", feet=3, pattern="bars"),
-    Creature(name="OLOMO", form="cloud", body="white", second="red", eyes=2, head="two antennae", feet=0, pattern="belly"),
+    Creature(
+        name="OLOMO", form="cloud", body="white", second="red", eyes=2, head="two antennae", feet=0, pattern="belly"
+    ),
     Creature(name="BRIMBA", form="cone", body="red", second="lime", eyes=1, head="crown", feet=3, pattern="plain"),
-    Creature(name="HYXO", form="hexagon", body="blue", second="pink", eyes=1, head="one antenna", feet=0, pattern="bands"),
+    Creature(
+        name="HYXO", form="hexagon", body="blue", second="pink", eyes=1, head="one antenna", feet=0, pattern="bands"
+    ),
     Creature(name="JANTIL", form="cloud", body="brown", second="teal", eyes=3, head="crown", feet=2, pattern="spots"),
 )
 """Creatures that the base never sees. The first is made of known parts in an unseen combination."""
@@ -253,7 +265,9 @@ def paraphrase(scene: Scene, rng: random.Random) -> str:
         ground = f", {scene.background} background"
     elif kind < 0.22:
         ground = f" with {_article(scene.background)} background"
-    opening = rng.choice(["a photo of ", "a picture of ", "an image of ", "a drawing of "]) if rng.random() < 0.2 else ""
+    opening = (
+        rng.choice(["a photo of ", "a picture of ", "an image of ", "a drawing of "]) if rng.random() < 0.2 else ""
+    )
     manner = ""
     if scene.style is not None:
         manner = rng.choice([", in the style of ", ", in the style of ", " in the style of ", ", "]) + scene.style.name
@@ -280,14 +294,14 @@ def sample_thing(rng: random.Random, *, unseen: bool = False, plain: bool = Fals
             return Thing(shape=shape, colour=colour, fill="plain" if plain else rng.choice(FILLS[:1] * 3 + FILLS[1:]))
 
 
-def sample_scene(
-    rng: random.Random, looks: Sequence[Thing | Creature], scene_style: Style | None = None
-) -> Scene:
+def sample_scene(rng: random.Random, looks: Sequence[Thing | Creature], scene_style: Style | None = None) -> Scene:
     """The looks (one or two) at places and sizes by chance, on a background that none of them has for its colour.
 
     What is large fills the picture's middle; a pair is of medium size.
     """
-    colours = {colour for look in looks for colour in ((look.colour,) if isinstance(look, Thing) else (look.body, look.second))}
+    colours = {
+        colour for look in looks for colour in ((look.colour,) if isinstance(look, Thing) else (look.body, look.second))
+    }
     background = rng.choice([colour for colour in COLOURS if colour not in colours])
     if len(looks) == 2:
         places = rng.choice([("left", "right"), ("left", "right"), ("top", "bottom")])
@@ -341,7 +355,9 @@ class _Canvas:
         """Each disc is x, y, half width, half height."""
         mask = Image.new("L", self.size)
         for x, y, a, b in discs:
-            ImageDraw.Draw(mask).ellipse([coordinate for point in self.at([(x - a, y - b), (x + a, y + b)]) for coordinate in point], fill=255)
+            ImageDraw.Draw(mask).ellipse(
+                [coordinate for point in self.at([(x - a, y - b), (x + a, y + b)]) for coordinate in point], fill=255
+            )
         return mask
 
 
@@ -441,7 +457,10 @@ def _creature_layers(look: Creature, canvas: _Canvas, body: Colour, second: Colo
     layers: list[_Layer] = []
     sides = {"one antenna": (0.0,), "two antennae": (-1.0, 1.0)}.get(look.head, ())
     if sides:
-        stalks = [[(s * 0.3 - 0.08, -0.5), (s * 0.6 - 0.07, -1.2), (s * 0.6 + 0.07, -1.2), (s * 0.3 + 0.08, -0.5)] for s in sides]
+        stalks = [
+            [(s * 0.3 - 0.08, -0.5), (s * 0.6 - 0.07, -1.2), (s * 0.6 + 0.07, -1.2), (s * 0.3 + 0.08, -0.5)]
+            for s in sides
+        ]
         layers += [(poly(*stalks), body), (disc(*((s * 0.6, -1.2, 0.19, 0.19) for s in sides)), second)]
     if look.head == "crown":
         spikes = [(-0.5, -0.6), (-0.55, -1.3), (-0.25, -1.0), (0, -1.35), (0.25, -1.0), (0.55, -1.3), (0.5, -0.6)]
@@ -533,7 +552,9 @@ def draw(scene: Scene, seed: int = 0, size: tuple[int, int] = NATIVE) -> Image.I
         if isinstance(item.look, Creature):
             radius *= 0.9
             reach = (1.05 * radius, 1.35 * radius)
-        centre = [(share + rng.uniform(-0.012, 0.012)) * length for share, length in zip(PLACES[item.place], big, strict=True)]
+        centre = [
+            (share + rng.uniform(-0.012, 0.012)) * length for share, length in zip(PLACES[item.place], big, strict=True)
+        ]
         for axis in (0, 1):
             centre[axis] = min(max(centre[axis], reach[axis]), big[axis] - reach[axis])
         canvas = _Canvas(big, (centre[0], centre[1]), radius)
@@ -576,9 +597,13 @@ def clutter(rng: random.Random, size: tuple[int, int] = NATIVE) -> Image.Image:
         field = np.zeros((height, width, 3), np.float32)
         fall = rng.uniform(0.3, 1.0)
         for cells in (4, 8, 16, 32):
-            grain = Image.fromarray(noise.integers(0, 256, (cells, cells, 3)).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
+            grain = Image.fromarray(noise.integers(0, 256, (cells, cells, 3)).astype(np.uint8)).resize(
+                size, Image.Resampling.BICUBIC
+            )
             field += (np.asarray(grain, np.float32) - 128) * (2.0 / cells) ** fall
-        image = Image.fromarray(np.clip(field * rng.uniform(0.4, 1.0) + noise.uniform(40, 210, 3), 0, 255).astype(np.uint8))
+        image = Image.fromarray(
+            np.clip(field * rng.uniform(0.4, 1.0) + noise.uniform(40, 210, 3), 0, 255).astype(np.uint8)
+        )
     if kind > 0.35:
         image = image.resize((width * 2, height * 2))
         pen = ImageDraw.Draw(image)
@@ -590,9 +615,19 @@ def clutter(rng: random.Random, size: tuple[int, int] = NATIVE) -> Image.Image:
             elif rng.random() < 0.6:
                 turn = rng.uniform(0, 6)
                 corners = _ngon(rng.randrange(3, 7), r, r * rng.uniform(0.4, 0.9))
-                pen.polygon([(x + a * math.cos(turn) - b * math.sin(turn), y + a * math.sin(turn) + b * math.cos(turn)) for a, b in corners], fill=colour)
+                pen.polygon(
+                    [
+                        (x + a * math.cos(turn) - b * math.sin(turn), y + a * math.sin(turn) + b * math.cos(turn))
+                        for a, b in corners
+                    ],
+                    fill=colour,
+                )
             else:
-                pen.line([(x, y), (rng.uniform(0, 2 * width), rng.uniform(0, 2 * height))], fill=colour, width=rng.randrange(2, 16))
+                pen.line(
+                    [(x, y), (rng.uniform(0, 2 * width), rng.uniform(0, 2 * height))],
+                    fill=colour,
+                    width=rng.randrange(2, 16),
+                )
         image = image.filter(ImageFilter.GaussianBlur(0.8)).reduce(2)
     return image
 
@@ -619,7 +654,7 @@ def subject_set(subject: Creature, count: int, seed: int = 0) -> list[tuple[Imag
 def style_set(manner: Style, count: int, seed: int = 0) -> list[tuple[Image.Image, str]]:
     """Pictures of the base's own things in a style, with captions."""
     rng = random.Random(f"style {manner.name} {seed}")
-    scenes = [sample_scene(rng, [sample_thing(rng)], manner) for _ in range(count)]
+    scenes = [sample_scene(rng, [sample_thing(rng, plain=True)], manner) for _ in range(count)]
     return [(draw(scene, seed * 1000 + i), caption(scene)) for i, scene in enumerate(scenes)]
 
 
