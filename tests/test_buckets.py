@@ -127,7 +127,7 @@ def test_half_transparent_is_half_white_and_edges_get_no_dark_rim_when_made_smal
 
 def test_only_the_first_frame_of_a_film_is_read(tmp_path):
     first, second = corners(), Image.new("RGB", (96, 64), "black")
-    for form in ("GIF", "WEBP", "PNG", "TIFF"):
+    for form in ("GIF", "WEBP", "PNG", "TIFF", "MPO"):  # MPO: a JPEG of several frames, as many phones make
         path = saved(first, tmp_path / form, format=form, save_all=True, append_images=[second])
         assert difference(buckets.read_picture(path), first) < 12
 
