@@ -100,10 +100,10 @@ def _keyword_faults(text: str, keyword: ast.keyword, constants: Mapping[str, ast
         elif value.id not in constants:
             yield f"{value.id} is not a literal constant at the top level of the same file"
         return
-    if not _is_literal(value):
-        yield "only a literal is understood"
-    elif keyword.arg == "choices" and not isinstance(value, ast.List):
+    if keyword.arg == "choices" and not (isinstance(value, ast.List) and _is_literal(value)):
         yield "write a literal list"
+    elif not _is_literal(value):
+        yield "only a literal is understood"
     elif keyword.arg == "description" and not (isinstance(value, ast.Constant) and isinstance(value.value, str)):
         yield "write one string"
     else:

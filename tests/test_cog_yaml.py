@@ -1,0 +1,76 @@
+"""cog.yaml against the rules by which `cog build` refuses one."""
+
+import fnmatch
+from pathlib import Path
+
+import yaml
+
+from script import signature
+
+ROOT = Path(__file__).resolve().parent.parent
+TOP = {"build", "image", "predict", "run", "train", "concurrency", "environment", "weights"}
+BUILD = {
+    "gpu": bool,
+    "cuda": str,
+    "cudnn": str,
+    "python_version": str,
+    "python_requirements": str,
+    "run": list,
+    "system_packages": list,
+    "sdk_version": str,
+}
+CUDA_FOR_TORCH = {"2.11.0": {"12.6", "12.8", "12.9", "13.0"}}
+"""From Cog 0.23.1's table: the newest torch in it."""
+FORBIDDEN_VARIABLES = (
+    "PATH LD_LIBRARY_PATH LIBRARY_PATH PYTHONPATH PYTHONUNBUFFERED VIRTUAL_ENV R8_* REPLICATE_* CUDA_* NVIDIA_* NV_*"
+    " PGET_* HF_ENDPOINT HF_HUB_ENABLE_HF_TRANSFER KUBERNETES_*"
+).split()
+
+
+def load() -> dict:
+    return yaml.safe_load((ROOT / "cog.yaml").read_text(encoding="utf-8"))
+
+
+def pins(file: str) -> dict[str, str]:
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+
+def test_every_key_is_known_and_of_its_type():
+    config = load()
+    assert config.keys() <= TOP
+    assert config["build"].keys() <= BUILD.keys()
+    for key, value in config["build"].items():
+        assert isinstance(value, BUILD[key]), f"{key}: {value!r} (a version needs quotes)"
+
+
+def test_python_and_cuda_fit_the_pinned_torch():
+    build = load()["build"]
+    assert build["python_version"] in ("3.10", "3.11", "3.12", "3.13")
+    torch = pins(build["python_requirements"])["torch"]
+    assert build["cuda"] in CUDA_FOR_TORCH[torch]
+
+
+def test_the_sdk_is_the_one_that_the_tests_run():
+    assert load()["build"]["sdk_version"] == pins("requirements-dev.txt")["cog"]
+
+
+def test_predict_and_train_point_at_what_is_there():
+    config = load()
+    for key in ("predict", "train"):
+        file, _, name = config[key].partition(":")
+        assert file.endswith(".py")
+        signature.read(ROOT / file, name)
+
+
+def test_the_variables_are_ones_that_cog_lets_a_model_set():
+    names = []
+    for entry in load()["environment"]:
+        name, equals, value = entry.partition("=")
+        assert name
+        assert equals
+        assert value
+        assert not any(fnmatch.fnmatchcase(name, pattern) for pattern in FORBIDDEN_VARIABLES), name
+        names.append(name)
+    assert len(names) == len(set(names))
+    assert "FLUX_BASE" in names, "without it the container would train the toy base"
