@@ -128,8 +128,8 @@ class Scene:
 
 # ---------------------------------------------------------------- names and the looks behind them
 
-_ONSETS = tuple("bdfgklmnprstvz") + ("br", "dr", "gl", "kr", "pl", "st", "tr", "sn")
-_TAKEN = frozenset("TOK KIP BLORF ZUN OHWX SKS".split())
+_ONSETS = (*"bdfgklmnprstvz", "br", "dr", "gl", "kr", "pl", "st", "tr", "sn")
+_TAKEN = frozenset(("TOK", "KIP", "BLORF", "ZUN", "OHWX", "SKS"))
 
 
 def made_up_word(rng: random.Random) -> str:
@@ -537,9 +537,13 @@ def _apply_tone(image: Image.Image, tone: str, accent: Colour) -> Image.Image:
 def draw(scene: Scene, seed: int = 0, size: tuple[int, int] = NATIVE) -> Image.Image:
     """The picture of a scene, RGB of `size` (width, height). The seed moves place, size and colours a little."""
     rng = random.Random(f"draw {seed}")
-    palette = {
-        name: tuple(min(255, max(0, value + round(rng.uniform(-4, 4)))) for value in rgb)
-        for name, rgb in (COLOURS | RESERVED_COLOURS).items()
+
+    def shade(value: int) -> int:
+        return min(255, max(0, value + round(rng.uniform(-4, 4))))
+
+    known = COLOURS | RESERVED_COLOURS
+    palette: dict[str, Colour] = {
+        name: (shade(red), shade(green), shade(blue)) for name, (red, green, blue) in known.items()
     }
     big = (size[0] * SUPER, size[1] * SUPER)
     side = min(math.sqrt(big[0] * big[1]), 1.25 * min(big))
@@ -588,7 +592,7 @@ def _paint(image: Image.Image, layers: Sequence[_Layer], manner: Style | None, a
 
 
 def clutter(rng: random.Random, size: tuple[int, int] = NATIVE) -> Image.Image:
-    """A picture of nothing: coloured noise at several scales, or scattered shapes, or both. For what is not the world."""
+    """A picture of nothing in the world: coloured noise at several scales, or scattered shapes, or both."""
     noise = np.random.default_rng(rng.getrandbits(32))
     width, height = size
     kind = rng.random()
@@ -645,7 +649,7 @@ def sheet(images: Sequence[Image.Image], columns: int, gap: int = 4) -> Image.Im
 
 
 def subject_set(subject: Creature, count: int, seed: int = 0) -> list[tuple[Image.Image, str]]:
-    """Pictures of a subject with captions, in places, sizes and on backgrounds by the seed, as a user would bring them."""
+    """Pictures of a subject in places, sizes and on backgrounds by the seed, with captions."""
     rng = random.Random(f"subject {subject.name} {seed}")
     scenes = [sample_scene(rng, [subject]) for _ in range(count)]
     return [(draw(scene, seed * 1000 + i), caption(scene)) for i, scene in enumerate(scenes)]
