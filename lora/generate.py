@@ -1,17 +1,61 @@
-"""Prompt to picture, by diffusers' own FluxPipeline."""
+"""Prompts to pictures, by diffusers' own pipelines, with one LoRA or several.
+
+Names and defaults follow Replicate's flux-dev-lora. One picture is drawn at a time, each from a seed of its own, so
+that it can be drawn again alone, and memory does not grow with their number.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxImg2ImgPipeline,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
 from PIL import Image
+from torch import Tensor
 
-from lora.encode import Text
+from lora import names, weights
 
 STEPS = 28
 GUIDANCE = 3.5
-"""What FLUX.1-dev is drawn with: the defaults of Replicate's flux-dev-lora."""
+"""What FLUX.1-dev is drawn with."""
+STRENGTH = 0.8
+"""Of a prompt over the picture that the drawing starts from; at 1 nothing of the picture is left."""
+FORMATS = {"webp": "WEBP", "jpg": "JPEG", "png": "PNG"}
+_NAMED = 5
+"""Layers that a message names."""
 
 
-def pipeline_of(transformer: FluxTransformer2DModel, vae: AutoencoderKL, scheduler: dict) -> FluxPipeline:
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """A LoRA to draw with."""
+
+    name: str
+    """What messages call it."""
+    file: Path
+    """A safetensors file; see `lora.source`."""
+    scale: float
+
+
+def open_pipeline(folder: Path, device: str, dtype: torch.dtype, offload: bool) -> FluxPipeline:
+    """A base in diffusers' layout, whole, on `device`; where `offload`, a part is there only while it is needed."""
+    pipeline = FluxPipeline.from_pretrained(folder, dtype=dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    if offload:
+        pipeline.enable_model_cpu_offload(device=device)
+        return pipeline
+    return pipeline.to(device)
+
+
+def pipeline_of(
+    transformer: FluxTransformer2DModel, vae: AutoencoderKL, scheduler: Mapping[str, object]
+) -> FluxPipeline:
     """A pipeline of parts already loaded, for prompts already encoded; `scheduler` is the base's scheduler config."""
     pipeline = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler.from_config(scheduler),
@@ -26,22 +70,109 @@ def pipeline_of(transformer: FluxTransformer2DModel, vae: AutoencoderKL, schedul
     return pipeline
 
 
+def put_on(pipeline: FluxPipeline, loras: Sequence[Lora], log: Callable[[str], None]) -> None:
+    """Makes the pipeline draw with exactly these LoRAs, each at its scale; with none, as the base alone.
+
+    Layers that the base does not have, or has in another size, are left out with a warning that names them. Raises
+    ValueError where nothing of a LoRA is left, and for a file that is none.
+    """
+    ready = [(lora, _fitting(pipeline.transformer, lora, log)) for lora in loras]
+    pipeline.unload_lora_weights()
+    for number, (_, pairs) in enumerate(ready):
+        pipeline.load_lora_weights(names.to_naming("diffusers", pairs), adapter_name=f"lora_{number}")
+    if ready:
+        adapters = [f"lora_{number}" for number in range(len(ready))]
+        pipeline.set_adapters(adapters, [lora.scale for lora in loras])
+    for lora, pairs in ready:
+        log(f"{lora.name}: {len(pairs)} layers at scale {lora.scale:g}")
+
+
+def _fitting(transformer: FluxTransformer2DModel, lora: Lora, log: Callable[[str], None]) -> dict[str, names.Pair]:
+    """The layers of a LoRA that the transformer has, in the size that it has."""
+    try:
+        pairs = weights.read(lora.file).pairs
+    except ValueError as error:
+        raise ValueError(f"{lora.name}: {error}") from error
+    sizes = _sizes(transformer)
+    fitting = {layer: (a, b) for layer, (a, b) in pairs.items() if sizes.get(layer) == (b.shape[0], a.shape[1])}
+    left_out = [layer for layer in pairs if layer not in fitting]
+    if not fitting:
+        a, b = pairs[left_out[0]]
+        there = sizes.get(left_out[0])
+        has = f"has {there[1]} and {there[0]}" if there else "has no such layer"
+        raise ValueError(
+            f"{lora.name}: none of its {len(pairs)} layers fits this base, so it would change nothing: {left_out[0]} is"
+            f" for {a.shape[1]} inputs and {b.shape[0]} outputs, the base {has}. Take a LoRA trained on this base"
+        )
+    if left_out:
+        more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
+        log(
+            f"warning: {lora.name}: {len(left_out)} of its {len(pairs)} layers do not fit this base and are left out:"
+            f" {', '.join(left_out[:_NAMED])}{more}"
+        )
+    return fitting
+
+
+def _sizes(transformer: FluxTransformer2DModel) -> dict[str, tuple[int, int]]:
+    """(outputs, inputs) of every linear layer by its name, whether or not a LoRA sits on it now."""
+    return {
+        name.removesuffix(".base_layer"): (module.out_features, module.in_features)
+        for name, module in transformer.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+
+
+def size_for(ratio: str, native: int) -> tuple[int, int]:
+    """(width, height) in pixels of "16:9" and the like at a base's native area, in multiples of 16."""
+    wide, high = (int(part) for part in ratio.split(":"))
+    sides = (native * math.sqrt(wide / high), native * math.sqrt(high / wide))
+    return max(16, round(sides[0] / 16) * 16), max(16, round(sides[1] / 16) * 16)
+
+
 @torch.no_grad()
 def draw(
     pipeline: FluxPipeline,
-    text: Text,
+    prompt: str | Mapping[str, Tensor],
     size: tuple[int, int],
     seed: int,
     steps: int = STEPS,
     guidance: float = GUIDANCE,
+    tokens: int = 512,
+    start: Image.Image | None = None,
+    strength: float = STRENGTH,
 ) -> Image.Image:
-    """One picture of `size` (width, height) in pixels. The noise is drawn on the CPU: a seed means the same anywhere."""
+    """One picture of `size` (width, height) in pixels. The noise is drawn on the CPU: a seed means the same anywhere.
+
+    `prompt` is text, of which T5 reads `tokens`, or the embeddings `prompt_embeds` (T, D) and `pooled` (P,) of one.
+    Where there is a picture to `start` from, it must have this size. Raises ValueError where so few steps are left at
+    this strength that nothing would be drawn.
+    """
+    if isinstance(prompt, str):
+        asked: dict[str, object] = {"prompt": prompt, "max_sequence_length": tokens}
+    else:
+        asked = {
+            "prompt_embeds": prompt["prompt_embeds"][None],
+            "pooled_prompt_embeds": prompt["pooled"][None],
+        }
+    if start is not None:
+        if int(steps * strength) < 1:
+            raise ValueError(
+                f"prompt_strength: at {strength:g} none of {steps} steps is left to draw; give {1 / steps:.2g} or more"
+            )
+        pipeline = FluxImg2ImgPipeline.from_pipe(pipeline)
+        pipeline.set_progress_bar_config(disable=True)
+        asked |= {"image": start, "strength": strength}
     return pipeline(
-        prompt_embeds=text["prompt_embeds"][None],
-        pooled_prompt_embeds=text["pooled"][None],
+        **asked,
         width=size[0],
         height=size[1],
         num_inference_steps=steps,
         guidance_scale=guidance,
         generator=torch.Generator().manual_seed(seed),
     ).images[0]
+
+
+def save(picture: Image.Image, path: Path, quality: int) -> None:
+    """Writes the picture in the format of the path's suffix, a key of FORMATS; a PNG knows no `quality` (0 to 100)."""
+    kind = FORMATS[path.suffix.removeprefix(".")]
+    picture.save(path, kind, **({} if kind == "PNG" else {"quality": quality}))

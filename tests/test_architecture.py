@@ -24,15 +24,14 @@ LORA = {
     "weights": {"names"},
     "adapter": {"names", "weights"},
     "fit": {"encode", "flow", "prior"},
-    "generate": {"encode"},
+    "generate": {"names", "weights"},
     "report": set(),
     "record": {"photos", "request"},
     "survey": {"buckets"},
     "validation": {"encode", "flow"},
     "watch": {"fit", "report", "validation"},
-    "names": set(),
-    "weights": {"names"},
-    "validation": {"encode", "flow"},
+    "source": {"weights"},
+    "hub": {"request"},
 }
 """`job` may import every one of them, and nothing imports `job` but `train.py`."""
 
