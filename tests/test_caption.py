@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2VLImageProcessorPil
 
+from bench import captioner as benchmark
 from captioner import text
 from captioner.caption import (
     GRID,
@@ -481,3 +482,14 @@ def test_the_command_names_all_that_is_wrong(capsys: pytest.CaptureFixture[str])
     told = capsys.readouterr().err
     for name in ("no-such.zip", "trigger_word", "sculpture", "steps"):
         assert name in told
+
+
+# --- script/bench captioner
+
+
+def test_the_benchmark_runs_small_without_a_gpu(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("with a GPU it takes the full size")
+    figures = benchmark.measure(tmp_path / "model", tmp_path, count=2, tokens=3)
+    assert figures["machine"] == "CPU, tiny model"
+    assert min(figures[name] for name in ("load, s", "peak in all, GB", "pictures/s together")) > 0

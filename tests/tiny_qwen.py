@@ -1,11 +1,12 @@
-"""A tiny Qwen3-VL with random weights, in the files and settings of the real one on the Hub.
+"""A Qwen3-VL with random weights, in the files and settings of the real one on the Hub; tiny unless asked otherwise.
 
-Same classes, same control tokens, same way of asking; 3 kB of vocabulary (one token a byte) and some 150 k parameters.
-What it says is garbage, always.
+Same classes, same control tokens, same way of asking; one token a byte. What it says is garbage, always.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import Qwen2Tokenizer, Qwen3VLConfig, Qwen3VLForConditionalGeneration
@@ -30,49 +31,59 @@ CHAT_TEMPLATE = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"""
 
+Size = Mapping[str, Mapping[str, Any]]
+TINY: Size = {
+    "text": {
+        "vocab_size": 256 + len(CONTROL_TOKENS),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "mrope_section": [4, 2, 2],
+    },
+    "vision": {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 2,
+        "out_hidden_size": 64,
+        "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0],
+    },
+}
 
-def build(folder: Path, seed: int = 0, tied: bool = False) -> Path:
+
+def build(
+    folder: Path,
+    *,
+    size: Size = TINY,
+    tied: bool = False,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Path:
     """Write the model into `folder` and return it; `tied` as the smaller ones are, whose head is the embeddings."""
     vocabulary = {sign: number for number, sign in enumerate(bytes_to_unicode().values())}
     ids = {token: len(vocabulary) + number for number, token in enumerate(CONTROL_TOKENS)}
+    text = dict(size["text"])
+    rope = {"rope_type": "default", "rope_theta": 5_000_000, "mrope_interleaved": True}
+    rope["mrope_section"] = text.pop("mrope_section")
     config = Qwen3VLConfig(
-        text_config={
-            "vocab_size": len(vocabulary) + len(ids),
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 16,
-            "max_position_embeddings": 4096,
-            "rope_parameters": {
-                "rope_theta": 5_000_000,
-                "mrope_interleaved": True,
-                "mrope_section": [4, 2, 2],
-                "rope_type": "default",
-            },
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 2,
-            "out_hidden_size": 64,
-            "num_position_embeddings": 16,
-            "deepstack_visual_indexes": [0],
-        },
+        text_config=text | {"max_position_embeddings": 4096, "rope_parameters": rope},
+        vision_config=dict(size["vision"]),
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
-        tie_word_embeddings=tied,
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=tied,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = Qwen3VLForConditionalGeneration(config)
-        for parameter in model.parameters():  # of the size that makes the next token depend on the picture
+    with torch.random.fork_rng(), torch.device(device), torch.no_grad():
+        torch.manual_seed(0)
+        model = Qwen3VLForConditionalGeneration._from_config(config, dtype=dtype)
+        for parameter in model.parameters():  # of a size that makes the next token depend on the picture
             if parameter.ndim > 1:
-                torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+                parameter.normal_(std=parameter[0].numel() ** -0.5)
     model.save_pretrained(folder)
     tokenizer = Qwen2Tokenizer(
         vocab=vocabulary | ids, merges=[], eos_token="<|im_end|>", extra_special_tokens=CONTROL_TOKENS[1:]
