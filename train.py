@@ -10,10 +10,10 @@ import traceback
 from pathlib import Path as FilePath
 from typing import Optional
 
-from cog import BaseModel, Input, Path, current_scope
+from cog import BaseModel, Input, Path, Secret, current_scope
 
 from lora import job
-from lora.request import TrainRequest
+from lora.request import Secrets, TrainRequest
 
 
 class TrainingOutput(BaseModel):
@@ -51,8 +51,8 @@ def train(
     ),
     training_steps: int = Input(
         default=1000,
-        description="Number of training steps. 1000 suit most sets of pictures.",
-        ge=1,
+        description="Number of training steps. 1000 suit most sets of pictures. 0 trains nothing and packs the LoRA of resume_from.",
+        ge=0,
         le=6000,
     ),
     learning_rate: Optional[float] = Input(
@@ -110,6 +110,48 @@ def train(
         default=False,
         description="Keep one picture out of the training (where there are 8 or more) and stop when its loss has turned, with the weights of its lowest.",
     ),
+    layers_to_optimize_regex: Optional[str] = Input(
+        default=None,
+        description="Train only the layers in whose name this regular expression is found, such as transformer.single_transformer_blocks.(7|12|16|20).proj_out. Layers that must be trained together are added, so that the LoRA loads everywhere.",
+        max_length=1000,
+    ),
+    resume_from: Optional[str] = Input(
+        default=None,
+        description="A FLUX LoRA to go on from, of the same rank and layers: an https URL of a tar or safetensors, or an id on the Hugging Face Hub (hf_token opens a private one).",
+        max_length=2000,
+    ),
+    hf_repo_id: Optional[str] = Input(
+        default=None,
+        description="Upload the LoRA to this repository of the Hugging Face Hub, such as your-name/your-lora; it is made if it does not exist. Your pictures and captions are not uploaded.",
+        max_length=200,
+    ),
+    hf_token: Optional[Secret] = Input(
+        default=None,
+        description="A token of the Hugging Face Hub that may write to hf_repo_id.",
+    ),
+    hf_private: bool = Input(
+        default=True,
+        description="Make the repository private. One that exists and is public is refused, unless you say false here.",
+    ),
+    wandb_api_key: Optional[Secret] = Input(
+        default=None,
+        description="Show the training at Weights & Biases: losses, learning rate, previews.",
+    ),
+    wandb_project: Optional[str] = Input(
+        default=None,
+        description="Project there; flux-lora if you leave it empty.",
+        max_length=128,
+    ),
+    wandb_run: Optional[str] = Input(
+        default=None,
+        description="Name of the run there; the trigger word if you leave it empty.",
+        max_length=128,
+    ),
+    wandb_entity: Optional[str] = Input(
+        default=None,
+        description="Team or user there; that of the key if you leave it empty.",
+        max_length=128,
+    ),
 ) -> TrainingOutput:
     """Trains a FLUX LoRA on the pictures and returns it as a tar, as Replicate publishes it."""
     request = TrainRequest(
@@ -130,11 +172,23 @@ def train(
         preview_every=int(preview_every),
         preview_prompts=preview_prompts or "",
         stop_early=stop_early,
+        layers_to_optimize_regex=layers_to_optimize_regex or None,
+        resume_from=(resume_from or "").strip() or None,
+        hf_repo_id=(hf_repo_id or "").strip() or None,
+        hf_private=hf_private,
+        wandb_project=wandb_project or None,
+        wandb_run=wandb_run or None,
+        wandb_entity=wandb_entity or None,
+    )
+    secrets = Secrets(
+        hf_token=hf_token.get_secret_value() if hf_token else None,
+        wandb_api_key=wandb_api_key.get_secret_value() if wandb_api_key else None,
     )
     shutil.rmtree(_output_folder(), ignore_errors=True)
     try:
         weights = job.run(
             request,
+            secrets=secrets,
             output=_output_folder(),
             flux_base=os.environ.get("FLUX_BASE"),
             captioner=os.environ.get("CAPTIONER"),

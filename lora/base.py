@@ -80,6 +80,11 @@ class Base:
             del transformer
             _free()
 
+    def skeleton(self) -> FluxTransformer2DModel:
+        """The transformer without its weights, on torch's meta device: for the names and sizes of its layers."""
+        with torch.device("meta"):
+            return FluxTransformer2DModel.from_config(_read_json(self.folder / "transformer" / "config.json"))
+
 
 def find(name: str | None, gpu: Gpu | None) -> Base:
     """The base that `name` means: a folder, or an id on the Hugging Face Hub; FLUX.1-dev or the toy where it is None.

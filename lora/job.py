@@ -7,6 +7,7 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import transformers
@@ -24,21 +25,26 @@ from lora import (
     fit,
     generate,
     hardware,
+    hub,
     photos,
     prior,
     record,
     report,
+    source,
     survey,
     validation,
+    weights,
 )
 from lora.base import Base
 from lora.encode import Text
 from lora.fit import Settings
 from lora.hardware import Plan
+from lora.names import Pair
 from lora.photos import Photo
-from lora.report import Lesson
-from lora.request import TrainRequest, parse_prompts, parse_resolution
+from lora.report import Lesson, Preview
+from lora.request import NO_SECRETS, Secrets, TrainRequest, parse_prompts, parse_resolution
 from lora.watch import WARNING, Log, Metric, Remembering, Stages, Watch, follow
+from lora.weights import Weights
 
 WEIGHTS_MEMBER = "output/flux_train_replicate/lora.safetensors"
 """Where every reader of such a tar looks, and the only safetensors that it may hold."""
@@ -48,7 +54,14 @@ PREVIEW_SIDE = 768
 
 
 def run(
-    request: TrainRequest, *, output: Path, flux_base: str | None, captioner: str | None, log: Log, metric: Metric
+    request: TrainRequest,
+    *,
+    secrets: Secrets = NO_SECRETS,
+    output: Path,
+    flux_base: str | None,
+    captioner: str | None,
+    log: Log,
+    metric: Metric,
 ) -> Path:
     """Trains, and returns the path of the tar, `output / "trained_model.tar"`, which is moved there when it is whole.
 
@@ -60,21 +73,38 @@ def run(
         library.utils.logging.disable_progress_bar()
         library.utils.logging.set_verbosity_error()
     log = warned = Remembering(log)
+    request.check(secrets)
+    if request.hf_repo_id:
+        hub.check_access(request.hf_repo_id, secrets.hf_token or "", request.hf_private)
     gpu = hardware.read_gpu()
     flux = base.find(flux_base, gpu)
     log(f"base: {flux.name} ({flux.reason})")
-    request.check()
+    skeleton = flux.skeleton()
+    modules = _modules(request, skeleton, log)
     rules = _rules(request, flux)
     text.check(rules)
     resolutions = parse_resolution(request.resolution) if request.resolution else flux.resolutions
     plan = hardware.plan(gpu, request, flux.parameters, resolutions)
     log(f"plan: {plan.reason}")
     settings = _settings(request, flux, log)
-    decided = {"base": flux.name, "plan": plan.reason, "resolutions": resolutions, **dataclasses.asdict(settings)}
+    decided: dict[str, Any] = {
+        "base": flux.name,
+        "plan": plan.reason,
+        "resolutions": resolutions,
+        **dataclasses.asdict(settings),
+    }
 
     stage = Stages(log)
     with tempfile.TemporaryDirectory(prefix="flux-lora-") as folder, contextlib.ExitStack() as lent:
         work = Path(folder)
+        start: Mapping[str, Pair] | None = None
+        if request.resume_from:
+            with stage("fetching the earlier LoRA"):
+                earlier, decided["resume_from_sha256"] = _earlier(request, secrets, work / "earlier")
+                _check_fit(earlier, request, modules, skeleton, log)
+                start = earlier.pairs
+            if request.training_steps == 0:
+                return _pack_again(earlier, request, secrets, decided, work, output, log, metric)
         with stage("unpacking"):
             found = _unpack(request.input_images, work / "pictures", resolutions, log)
             data = record.data_hash(found)
@@ -104,7 +134,7 @@ def run(
         side = min(max(resolutions), PREVIEW_SIDE)
         sketch = _sketcher(flux, plan, transformer, texts, asked, (side, side), settings.seed)
         with stage("training"):
-            parameters = adapter.attach(transformer, request.lora_rank, settings.seed)
+            parameters = adapter.attach(transformer, request.lora_rank, settings.seed, modules, start)
             log(f"{sum(p.numel() for p in parameters):,} weights to train, on {len(learned)} examples")
             reports = fit.fit(transformer, parameters, learned, priors, texts, settings)
             looked_at = validation.smallest(unseen or learned)
@@ -112,6 +142,7 @@ def run(
             turn = validation.Turn(parameters) if unseen else None
             watch = Watch(settings.steps, check, turn, sketch, request.preview_every, log, metric)
             curve = watch.curve(follow(reports, settings.steps, watch, log, metric))
+            adapter.round_off(parameters)
         with stage("previews"):
             drawn = {**watch.drawn, watch.best or len(curve.losses): sketch()}
             transformer.disable_adapters()
@@ -127,14 +158,119 @@ def run(
             members |= _captions_files(work / "captions", captions)
             members["request.json"] = work / "request.json"
             written = record.request_json(request, decided, data)
-            members["request.json"].write_text(written, encoding="utf-8")
             members |= report.write(work / "report", written, lessons, previews, curve, warned.warnings)
-            output.mkdir(parents=True, exist_ok=True)
-            tar = output / "trained_model.tar"
-            archive.pack(members, tar)
+        published = None
+        if request.hf_repo_id:
+            with stage("uploading"):
+                published = _upload(request, secrets, decided, members[WEIGHTS_MEMBER], previews, len(found), log)
+        written = record.request_json(request, decided, data, published)
+        members["request.json"].write_text(written, encoding="utf-8")
+        tar = _tar(members, output)
     log(stage.table())
+    _tell_upload(published, log, metric)
     for name, seconds in stage.seconds.items():
         metric(f"seconds_{name.replace(' ', '_')}", seconds)
+    return tar
+
+
+def _modules(request: TrainRequest, skeleton: FluxTransformer2DModel, log: Log) -> list[str]:
+    """The layers to train; the log is told where the request's own choice had to be completed."""
+    modules = adapter.target_modules(skeleton)
+    pattern = request.layers_to_optimize_regex
+    if pattern is None:
+        return modules
+    asked, added = adapter.choose(modules, pattern)
+    log(f"layers: {len(asked)} of {len(modules)} by layers_to_optimize_regex")
+    if added:
+        more = ", …" if len(added) > 3 else ""
+        log(f"layers: {len(added)} added, so that the LoRA loads everywhere: {', '.join(added[:3])}{more}")
+    chosen = {*asked, *added}
+    return [module for module in modules if module in chosen]
+
+
+def _earlier(request: TrainRequest, secrets: Secrets, folder: Path) -> tuple[Weights, str]:
+    """The LoRA of `resume_from`, and the hash of its file."""
+    assert request.resume_from is not None
+    folder.mkdir()
+    file = source.fetch(request.resume_from, folder, "resume_from", secrets.hf_token)
+    try:
+        return weights.read(file), record.file_hash(file)
+    except ValueError as error:
+        raise ValueError(f"resume_from: {error}") from error
+
+
+def _check_fit(
+    earlier: Weights, request: TrainRequest, modules: Sequence[str], skeleton: FluxTransformer2DModel, log: Log
+) -> None:
+    """Raises ValueError where the earlier LoRA does not belong on this base, or a training cannot go on from it."""
+    faults = weights.misfits(earlier.pairs, adapter.shapes(skeleton))
+    if request.training_steps:
+        faults += adapter.differences(earlier.pairs, modules, request.lora_rank)
+    if faults:
+        raise ValueError("\n  ".join(["resume_from: this LoRA does not fit:", *faults]))
+    log(f"the earlier LoRA: {len(earlier.pairs)} layers of rank {', '.join(map(str, earlier.ranks))}")
+
+
+def _pack_again(
+    earlier: Weights,
+    request: TrainRequest,
+    secrets: Secrets,
+    decided: Mapping[str, Any],
+    work: Path,
+    output: Path,
+    log: Log,
+    metric: Metric,
+) -> Path:
+    """The tar of an earlier LoRA as it is, under diffusers' names and with what its header already said."""
+    members = {WEIGHTS_MEMBER: work / "lora.safetensors", "request.json": work / "request.json"}
+    weights.write(members[WEIGHTS_MEMBER], weights.halved(earlier.pairs), earlier.metadata)
+    for fault in weights.faults(weights.read(members[WEIGHTS_MEMBER])):
+        log(f"{WARNING}{fault}")
+    published = None
+    if request.hf_repo_id:
+        published = _upload(request, secrets, decided, members[WEIGHTS_MEMBER], [], 0, log)
+    written = record.request_json(request, decided, record.data_hash([]), published)
+    members["request.json"].write_text(written, encoding="utf-8")
+    tar = _tar(members, output)
+    _tell_upload(published, log, metric)
+    return tar
+
+
+def _upload(
+    request: TrainRequest,
+    secrets: Secrets,
+    decided: Mapping[str, Any],
+    lora: Path,
+    previews: Sequence[Preview],
+    pictures: int,
+    log: Log,
+) -> dict[str, str]:
+    """Uploads, and says what became of it: a failure costs nobody the weights."""
+    assert request.hf_repo_id is not None
+    assert secrets.hf_token is not None
+    names = hub.gallery([preview.prompt for preview in previews])
+    drawn = {name: report.thumbnail(preview.after, 1024) for name, preview in zip(names, previews, strict=True)}
+    card = hub.card(request.hf_repo_id, request, decided, pictures, names)
+    files: dict[str, Path | bytes] = {hub.WEIGHTS_NAME: lora, "README.md": card.encode(), **drawn}
+    try:
+        url = hub.upload(request.hf_repo_id, secrets.hf_token, request.hf_private, files, log)
+    except hub.UploadFailed as failure:
+        return {"repository": request.hf_repo_id, "failed": str(failure)}
+    return {"repository": request.hf_repo_id, "url": url}
+
+
+def _tell_upload(published: Mapping[str, str] | None, log: Log, metric: Metric) -> None:
+    """The last word on an upload: a failure must be seen."""
+    if published is None:
+        return
+    metric("upload_failed", float("failed" in published))
+    log(f"ERROR: {published['failed']}" if "failed" in published else f"uploaded: {published['url']}")
+
+
+def _tar(members: Mapping[str, Path], output: Path) -> Path:
+    output.mkdir(parents=True, exist_ok=True)
+    tar = output / "trained_model.tar"
+    archive.pack(members, tar)
     return tar
 
 

@@ -5,6 +5,7 @@ parsed one. Nothing here touches the file's content, a model or the network.
 """
 
 import dataclasses
+import re
 from pathlib import Path
 
 LORA_TYPES = ("subject", "style")
@@ -13,8 +14,22 @@ RESOLUTION_RANGE = (64, 2048)
 MAX_PREVIEW_PROMPTS = 8
 PLACEHOLDER = "[trigger]"
 """In a user's own preview prompts it stands for the trigger word, as in captions."""
+_PART = r"\w(?:[\w.-]{0,94}\w)?"
+HUB_ID = re.compile(rf"(?!.*(?:--|\.\.)){_PART}/{_PART}", re.ASCII)
+"""`owner/name`, as the Hugging Face Hub allows it."""
 PATCH = 16
 """Pixels a token stands for, each way: 8 by the autoencoder, 2 by packing."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Secrets:
+    """What must not be written anywhere: it goes beside the request, and does not show itself."""
+
+    hf_token: str | None = dataclasses.field(default=None, repr=False)
+    wandb_api_key: str | None = dataclasses.field(default=None, repr=False)
+
+
+NO_SECRETS = Secrets()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +47,7 @@ class TrainRequest:
     autocaption_prefix: str
     autocaption_suffix: str
     training_steps: int
-    """Optimizer steps, 1 to 6000."""
+    """Optimizer steps, 0 to 6000; 0, with `resume_from`, only packs that LoRA."""
     learning_rate: float | None
     """1e-7 to 1e-2; None: chosen from the type and the base's width (`lora.fit.default_learning_rate`)."""
     lora_rank: int
@@ -53,8 +68,19 @@ class TrainRequest:
     """What to draw, one prompt a line; empty: chosen by the type (`lora.report.preview_prompts`)."""
     stop_early: bool
     """Whether to keep a picture out of the training and stop where its loss turns (`lora.validation`)."""
+    layers_to_optimize_regex: str | None
+    """Searched for in `transformer.<layer>`; None: every layer that can be adapted (`lora.adapter.choose`)."""
+    resume_from: str | None
+    """An earlier LoRA to go on from: a file, an https URL, or `owner/name` or `owner/name/file` on the Hub."""
+    hf_repo_id: str | None
+    """`owner/name` on the Hugging Face Hub, to upload to."""
+    hf_private: bool
+    """Whether that repository is private, where it is made."""
+    wandb_project: str | None
+    wandb_run: str | None
+    wandb_entity: str | None
 
-    def check(self) -> None:
+    def check(self, secrets: Secrets = NO_SECRETS) -> None:
         """Raises ValueError with every fault of the request in one message, one a line."""
         faults = []
         if not self.input_images.is_file():
@@ -84,8 +110,48 @@ class TrainRequest:
             parse_prompts(self.preview_prompts, self.trigger_word)
         except ValueError as error:
             faults.append(str(error))
+        faults += self._faults_of_resuming() + self._faults_of_publishing(secrets)
         if faults:
             raise ValueError("\n".join(faults))
+
+    def _faults_of_resuming(self) -> list[str]:
+        faults = []
+        if self.training_steps == 0 and not self.resume_from:
+            faults.append("training_steps: 0 only packs the LoRA of resume_from, which is empty; give 1 step or more")
+        if self.resume_from:
+            source = self.resume_from
+            hub = HUB_ID.fullmatch("/".join(source.split("/")[:2]))
+            if not (Path(source).is_file() or source.startswith("https://") or hub):
+                faults.append(
+                    f"resume_from: {source!r} is no file here, no https URL, and no owner/name of the Hugging Face Hub"
+                )
+        if self.layers_to_optimize_regex is not None:
+            try:
+                re.compile(self.layers_to_optimize_regex)
+            except re.error as error:
+                faults.append(
+                    f"layers_to_optimize_regex: {self.layers_to_optimize_regex!r} is no regular expression ({error});"
+                    " an example is transformer.single_transformer_blocks.(7|12|16|20).proj_out"
+                )
+        return faults
+
+    def _faults_of_publishing(self, secrets: Secrets) -> list[str]:
+        faults = []
+        if self.hf_repo_id and not HUB_ID.fullmatch(self.hf_repo_id):
+            faults.append(
+                f"hf_repo_id: {self.hf_repo_id!r} is not owner/name: letters, digits, '-', '_' and '.', 96 at most each"
+            )
+        if self.hf_repo_id and not secrets.hf_token:
+            faults.append(
+                "hf_token: it is needed to upload to hf_repo_id; give a token that may write, or leave both empty"
+            )
+        if secrets.hf_token and not self.hf_repo_id and not self.resume_from:
+            faults.append("hf_repo_id: it is empty, but hf_token is given; name a repository, or leave both empty")
+        if not secrets.wandb_api_key:
+            for name in ("wandb_project", "wandb_run", "wandb_entity"):
+                if getattr(self, name):
+                    faults.append(f"{name}: it is given without wandb_api_key; give that too, or leave it empty")
+        return faults
 
 
 def parse_resolution(text: str) -> tuple[int, ...]:

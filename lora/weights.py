@@ -32,7 +32,7 @@ class Weights:
     naming: str
     """One of `names.NAMINGS`."""
     pairs: dict[str, Pair]
-    """By diffusers' name of the layer, without `transformer.`; each alpha is folded into B."""
+    """By diffusers' name of the layer, without `transformer.`; each alpha, or the header's, is folded into B."""
     metadata: dict[str, str]
     """The header's own, the empty one where there is none."""
     has_alphas: bool
@@ -58,7 +58,19 @@ def read(path: Path) -> Weights:
     except ValueError as error:
         raise ValueError(f"{path.name} is not a LoRA for FLUX: {error}") from error
     alphas = any(key.endswith(".alpha") for key in tensors)
+    if not alphas:
+        pairs = {layer: _scaled(pair, metadata) for layer, pair in pairs.items()}
     return Weights(naming=naming, pairs=pairs, metadata=metadata, has_alphas=alphas)
+
+
+def _scaled(pair: Pair, metadata: Mapping[str, str]) -> Pair:
+    """The pair with the alpha in B that diffusers' header tells, where it tells one: peft scales by alpha / rank."""
+    config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    alpha, (a, b) = config.get("transformer.lora_alpha"), pair
+    if alpha is None:
+        return pair
+    scale = alpha / (math.sqrt(len(a)) if config.get("transformer.use_rslora") else len(a))
+    return pair if scale == 1 else (a, (b.float() * scale).to(b.dtype))
 
 
 def take_out(tar: Path, folder: Path) -> Path:
@@ -136,6 +148,15 @@ def misfits(pairs: Mapping[str, Pair], shapes: Mapping[str, tuple[int, int]]) ->
     if broken:
         faults.append(f"{len(broken)} of its {len(pairs)} layers hold weights that are not finite, such as {broken[0]}")
     return faults
+
+
+def halved(pairs: Mapping[str, Pair]) -> dict[str, Pair]:
+    """The weights in 16 bits: bf16, where they are not in 16 bits already."""
+
+    def half(tensor: Tensor) -> Tensor:
+        return tensor if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.to(torch.bfloat16)
+
+    return {layer: (half(a), half(b)) for layer, (a, b) in pairs.items()}
 
 
 def faults(weights: Weights) -> list[str]:

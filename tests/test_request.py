@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lora.request import TrainRequest, parse_resolution
+from lora.request import Secrets, TrainRequest, parse_resolution
 
 
 def a_request(archive: Path, **changes: Any) -> TrainRequest:
@@ -27,6 +27,13 @@ def a_request(archive: Path, **changes: Any) -> TrainRequest:
         "preview_every": 0,
         "preview_prompts": "",
         "stop_early": False,
+        "layers_to_optimize_regex": None,
+        "resume_from": None,
+        "hf_repo_id": None,
+        "hf_private": True,
+        "wandb_project": None,
+        "wandb_run": None,
+        "wandb_entity": None,
     }
     return TrainRequest(**{**values, **changes})
 
@@ -55,3 +62,66 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
 def test_a_trigger_word_of_any_script_is_taken(word: str, tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"")
     a_request(tmp_path / "a.zip", trigger_word=word).check()
+
+
+@pytest.mark.parametrize("repo", ["me/my-lora", "m/x", "my.org/a_b.c-1", "A1/" + "x" * 96])
+def test_a_repository_of_the_hub_is_owner_and_name(repo: str, tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(b"")
+    a_request(tmp_path / "a.zip", hf_repo_id=repo).check(Secrets(hf_token="hf_x"))
+
+
+@pytest.mark.parametrize(
+    "repo", ["my-lora", "me/", "/x", "me/a b", "me/a/b", "me/a--b", "me/.x", "me/x.", "é/x", "me/" + "x" * 97]
+)
+def test_any_other_text_is_refused_as_a_repository(repo: str, tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"hf_repo_id: .* is not owner/name"):
+        a_request(tmp_path / "a.zip", hf_repo_id=repo).check(Secrets(hf_token="hf_x"))
+
+
+def test_a_repository_and_its_token_need_each_other(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"^hf_token: it is needed"):
+        a_request(tmp_path / "a.zip", hf_repo_id="me/x").check()
+    with pytest.raises(ValueError, match=r"^hf_repo_id: it is empty"):
+        a_request(tmp_path / "a.zip").check(Secrets(hf_token="hf_x"))
+    a_request(tmp_path / "a.zip", resume_from="me/private").check(Secrets(hf_token="hf_x"))
+
+
+def test_the_names_for_wandb_need_its_key(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(b"")
+    request = a_request(tmp_path / "a.zip", wandb_project="p", wandb_entity="e")
+    with pytest.raises(ValueError, match=r"wandb_project: .*wandb_api_key.*\nwandb_entity: "):
+        request.check()
+    request.check(Secrets(wandb_api_key="k"))
+
+
+def test_no_steps_make_sense_with_an_earlier_lora_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(b"")
+    with pytest.raises(ValueError, match="training_steps: 0 only packs the LoRA of resume_from"):
+        a_request(tmp_path / "a.zip", training_steps=0).check()
+    a_request(tmp_path / "a.zip", training_steps=0, resume_from="me/x").check()
+
+
+@pytest.mark.parametrize("source", ["me/x", "me/x/sub/lora.safetensors", "https://example.com/trained_model.tar?sig=1"])
+def test_an_earlier_lora_is_a_hub_id_or_a_url(source: str, tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(b"")
+    a_request(tmp_path / "a.zip", resume_from=source).check()
+
+
+@pytest.mark.parametrize("source", ["gone.safetensors", "http://example.com/x.tar", "file:///etc/passwd", "me//x"])
+def test_an_earlier_lora_that_is_nothing_of_this_is_refused(source: str, tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"resume_from: .* is no file here"):
+        a_request(tmp_path / "a.zip", resume_from=source).check()
+
+
+def test_a_broken_regular_expression_is_told_with_an_example(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"layers_to_optimize_regex: '\(' is no regular expression .*proj_out"):
+        a_request(tmp_path / "a.zip", layers_to_optimize_regex="(").check()
+
+
+def test_secrets_do_not_show_themselves() -> None:
+    shown = repr(Secrets(hf_token="hf_secret", wandb_api_key="w_secret"))
+    assert "secret" not in shown.lower().replace("secrets", "")
