@@ -11,6 +11,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxImg2ImgPipeline, FluxPipeline
 from diffusers import FluxTransformer2DModel as Transformer
+from diffusers.training_utils import _collate_lora_metadata
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -178,6 +181,26 @@ def test_a_lora_in_kohyas_names_draws_the_same(
     weights.write(tmp_path / "kohya.safetensors", weights.read(file).pairs, {}, "kohya")
     generate.put_on(pipeline, [Lora(name="a", file=tmp_path / "kohya.safetensors", scale=1.0)], _quiet)
     assert np.abs(ours - _draw(pipeline, texts["a TOK"])).max() <= 1
+
+
+def test_an_alpha_in_the_header_counts_as_diffusers_counts_it(
+    pipeline: FluxPipeline, texts: dict[str, Text], tiny_flux: Transformer, tmp_path: Path
+) -> None:
+    tiny_flux.add_adapter(LoraConfig(r=4, lora_alpha=2, target_modules=adapter.target_modules(tiny_flux)))
+    generator = torch.Generator().manual_seed(4)
+    for name, parameter in tiny_flux.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+    trained = _draw(pipeline, texts["a TOK"]).astype(int)
+    FluxPipeline.save_lora_weights(
+        tmp_path,
+        transformer_lora_layers=get_peft_model_state_dict(tiny_flux),
+        **_collate_lora_metadata({"transformer": tiny_flux}),
+    )
+    tiny_flux.delete_adapters("default")
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    generate.put_on(pipeline, [Lora(name="a", file=file, scale=1)], _quiet)
+    assert np.abs(trained - _draw(pipeline, texts["a TOK"])).max() <= 1
 
 
 def test_a_lora_for_another_base_is_an_error_that_names_a_layer(pipeline: FluxPipeline, tmp_path: Path) -> None:
