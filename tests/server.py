@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from openapi import document
+
 from script import signature
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,15 +55,36 @@ class Server:
         assert status == 200, answer
         return answer
 
+    def wait_for_line(self, run: str, line: str, seconds: float = 300) -> None:
+        """Until the run logs a line that starts so: at once, where webhooks may come half a second late."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            for text in self.output.read_text(encoding="utf-8").splitlines():
+                fields = json.loads(text)["fields"] if text.startswith("{") else {}
+                if fields.get("prediction_id") == run and str(fields.get("message")).startswith(line):
+                    return
+            time.sleep(0.02)
+        raise AssertionError(f"waited in vain for {line!r}")
+
     def leftovers(self) -> list[str]:
-        """What lies in the temporary folder, but for what Cog downloaded (Cog never cleans up after itself)."""
-        return sorted(path.name for path in self.temporary.iterdir() if not path.name.startswith(("tmp", "coglet")))
+        """Every file in the temporary folder."""
+        return sorted(str(p.relative_to(self.temporary)) for p in self.temporary.rglob("*") if p.is_file())
+
+
+def left_by_cog(run: str) -> list[Path]:
+    """What Cog keeps of a run's inputs and outputs, in the one place that it has for them on a machine."""
+    return [path for path in Path("/tmp/coglet/predictions", run).rglob("*") if path.is_file()]
 
 
 @contextlib.contextmanager
-def serve(mode: str, folder: Path) -> Iterator[Server]:
-    """Starts the server in `mode`, train or predict, waits until it is ready, and ends it and all of its children."""
-    predict = signature.read(ROOT / "predict.py", "Predictor")
+def serve(
+    mode: str, folder: Path, model: str = "predict.py", weights: Path | None = None, seconds: float = 180
+) -> Iterator[Server]:
+    """Starts the server in `mode`, train or predict, waits until it is ready, and ends it and all of its children.
+
+    `model` is the file with the Predictor, and `weights` its COG_WEIGHTS.
+    """
+    predict = signature.read(ROOT / model, "Predictor")
     train = signature.read(ROOT / "train.py", "train")
     (folder / ".cog").mkdir()
     (folder / ".cog" / "openapi_schema.json").write_text(json.dumps(document(predict, train)), encoding="utf-8")
@@ -77,9 +99,12 @@ def serve(mode: str, folder: Path) -> Iterator[Server]:
         "PYTHONPATH": str(ROOT),
         "PORT": str(port),
         "TMPDIR": str(temporary),
-        "COG_PREDICT_TYPE_STUB": f"{ROOT / 'predict.py'}:Predictor",
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+        "COG_PREDICT_TYPE_STUB": f"{ROOT / model}:Predictor",
         "COG_TRAIN_TYPE_STUB": f"{ROOT / 'train.py'}:train",
     }
+    if weights is not None:
+        environment["COG_WEIGHTS"] = str(weights)
     with output.open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "cog.server.http", "--host", "127.0.0.1", "--x-mode", mode],
@@ -91,7 +116,7 @@ def serve(mode: str, folder: Path) -> Iterator[Server]:
         )
     server = Server(url=f"http://127.0.0.1:{port}", temporary=temporary, output=output)
     try:
-        _wait_until_ready(server, process)
+        _wait_until_ready(server, process, seconds)
         yield server
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -119,24 +144,13 @@ class Inbox:
     received: list[Answer] = field(default_factory=list)
     arrived: threading.Condition = field(default_factory=threading.Condition)
 
-    def wait_for_line(self, line: str, seconds: float = 120) -> None:
-        """Until the logs hold the line. Raises AssertionError where the run ends first."""
-        self._wait(lambda: any(line in str(hook.get("logs")) for hook in self.received), seconds, f"the line {line!r}")
-
-    def wait_for_end(self, seconds: float = 120) -> Answer:
+    def wait_for_end(self, seconds: float = 300) -> Answer:
         """The last webhook: the run's result."""
-        self._wait(lambda: bool(self._ended()), seconds, "the end")
-        return self._ended()[0]
-
-    def _ended(self) -> list[Answer]:
-        return [hook for hook in self.received if hook["status"] in FINAL]
-
-    def _wait(self, condition: "contextlib.Callable[[], bool]", seconds: float, what: str) -> None:  # type: ignore
         deadline = time.monotonic() + seconds
         with self.arrived:
-            while not condition():
-                assert not self._ended(), f"it ended before {what}: {self._ended()}"
-                assert self.arrived.wait(deadline - time.monotonic()), f"waited in vain for {what}"
+            while not self.received or self.received[-1]["status"] not in FINAL:
+                assert self.arrived.wait(deadline - time.monotonic()), f"no end yet: {self.received[-1:]}"
+        return self.received[-1]
 
 
 @contextlib.contextmanager

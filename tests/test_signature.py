@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from cog._adt import PrimitiveType, Repetition
 from cog._inspector import create_predictor
-
 from openapi import document
+
 from script import signature
 
 ROOT = Path(__file__).resolve().parent.parent

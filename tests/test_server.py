@@ -1,0 +1,195 @@
+"""Trainings through the real Cog server. One server serves them all, as it would in a container."""
+
+import base64
+import io
+import itertools
+import json
+import math
+import tarfile
+import time
+import zipfile
+
+import pytest
+import server
+from openapi import document
+from PIL import Image
+
+from script import signature
+
+WEIGHTS = "output/flux_train_replicate/lora.safetensors"
+QUICK = {
+    "training_steps": 2,
+    "resolution": "64",
+    "prior_loss_weight": 0,
+    "preview_prompts": "a [trigger]",
+    "autocaption": False,
+    "seed": 1,
+}
+SECRET = "hf_abcdefghijklmnopqrstuvwxyz"
+
+
+def zipped(pictures: int) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for i in range(pictures):
+            picture = io.BytesIO()
+            Image.linear_gradient("L").rotate(7 * i).resize((64, 64)).convert("RGB").save(picture, "PNG")
+            archive.writestr(f"{i}.png", picture.getvalue())
+    return file.getvalue()
+
+
+def as_uri(data: bytes) -> str:
+    return "data:application/zip;base64," + base64.b64encode(data).decode()
+
+
+FEW = as_uri(zipped(2))
+
+
+def members(answer: server.Answer) -> dict[str, bytes]:
+    """The files in the tar that an answer holds."""
+    head, _, data = answer["output"]["weights"].partition(",")
+    assert head == "data:application/x-tar;base64"
+    with tarfile.open(fileobj=io.BytesIO(base64.b64decode(data))) as tar:
+        return {member.name: tar.extractfile(member).read() for member in tar.getmembers()}
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory):
+    with server.serve("train", tmp_path_factory.mktemp("train")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def first(trainer):
+    """The first training of this server."""
+    return trainer.train(input_images=FEW, **QUICK)
+
+
+@pytest.fixture
+def inbox(tmp_path):
+    (tmp_path / "few.zip").write_bytes(zipped(2))
+    with server.listen(tmp_path) as listening:
+        yield listening
+
+
+def begin(trainer: server.Server, inbox: server.Inbox, run: str, **inputs: object) -> None:
+    events = ["start", "output", "logs", "completed"]
+    body = {"input": inputs, "webhook": inbox.url, "webhook_events_filter": events}
+    assert trainer.ask("PUT", f"/trainings/{run}", body, asynchronous=True)[0] == 202
+
+
+def test_predict_does_nothing_and_says_so(tmp_path):
+    with server.serve("predict", tmp_path) as predictor:
+        status, answer = predictor.ask("POST", "/predictions", {"input": {"txt": "some words"}})
+        assert (status, answer["status"]) == (200, "succeeded")
+        assert answer["output"] == "predict on this model is a no-op"
+        assert predictor.ask("POST", "/predictions", {"input": {}})[0] == 422
+
+
+def test_the_server_shows_the_schema(trainer):
+    predict = signature.read(server.ROOT / "predict.py", "Predictor")
+    train = signature.read(server.ROOT / "train.py", "train")
+    status, shown = trainer.ask("GET", "/openapi.json")
+    assert status == 200
+    assert shown == json.loads(json.dumps(document(predict, train)))
+
+
+def test_a_zip_in_the_request_comes_back_as_a_tar(trainer, first):
+    assert first["status"] == "succeeded", first
+    files = members(first)
+    assert [name for name in files if name.endswith(".safetensors")] == [WEIGHTS]
+    assert Image.open(io.BytesIO(files["report/preview.webp"])).width > 64
+    assert first["metrics"]["progress"] == 1
+    assert math.isfinite(first["metrics"]["loss"])
+    lines = first["logs"].splitlines()
+    stages = [line for line in lines if line.startswith("== ")]
+    assert stages[0] == "== unpacking"
+    assert stages[-1] == "== packing"
+    assert any(line.startswith("step 2/2 (100%), loss ") for line in lines)
+    assert server.left_by_cog(first["id"]) == []
+
+
+def test_a_bad_request_is_refused_with_everything_that_is_wrong(trainer):
+    inputs = {"training_steps": 6001, "lora_type": "person", "trigger_word": "", "lora_rank": "big", "seed": -1}
+    status, answer = trainer.ask("POST", "/trainings", {"input": inputs})
+    assert status == 422
+    assert {fault["loc"][-1] for fault in answer["detail"]} == {*inputs, "input_images"}
+    assert all(fault["msg"] for fault in answer["detail"])
+
+
+def test_a_failure_tells_the_caller_everything_and_leaves_nothing(trainer):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("broken.png", b"\x89PNG\r\n\x1a\nno more")
+        archive.writestr("torn.jpg", b"\xff\xd8\xff\xe0no more")
+    answer = trainer.train(input_images=as_uri(file.getvalue()), **QUICK)
+    assert answer["status"] == "failed"
+    assert "ValueError: " in answer["error"]
+    assert "broken.png" in answer["error"]
+    assert "torn.jpg" in answer["error"]
+    assert trainer.leftovers() == []
+    assert server.left_by_cog(answer["id"]) == []
+
+
+def test_no_archive_at_all_is_a_failure_that_says_what_came(trainer):
+    answer = trainer.train(input_images="data:text/plain;base64,aGVsbG8=", **QUICK)
+    assert answer["status"] == "failed"
+    assert "ValueError: input_images: must be a zip, tar or tar.gz of pictures, but" in answer["error"]
+    assert trainer.leftovers() == []
+
+
+def test_secrets_show_nowhere(trainer, inbox):
+    """The repository cannot be reached with this token, with or without a network: the run ends by saying so."""
+    begin(trainer, inbox, "secret", input_images=FEW, hf_repo_id="nobody-at-all/nothing", hf_token=SECRET, **QUICK)
+    end = inbox.wait_for_end()
+    assert end["status"] == "failed"
+    assert "hf_" in end["error"]
+    received = [{**hook, "input": None} for hook in inbox.received]  # Cog repeats the request to the one who sent it
+    assert SECRET not in json.dumps(received)
+    assert SECRET not in trainer.output.read_text(encoding="utf-8")
+    assert trainer.leftovers() == []
+
+
+@pytest.mark.parametrize(
+    ("stage", "pictures", "inputs"),
+    [
+        ("unpacking", 300, {}),
+        ("captioning", 300, {}),
+        ("encoding pictures", 300, {}),
+        ("encoding prompts", 2, {"prior_loss_weight": 1}),
+        ("drawing what the base draws", 2, {"prior_loss_weight": 1}),
+        ("training", 2, {"training_steps": 5000}),
+        ("previews", 2, {"preview_prompts": "\n".join(["a [trigger]", "a house", "a tree", "a car"])}),
+        ("packing", 2, {}),
+    ],
+)
+def test_a_cancel_in_any_stage_ends_the_run_and_leaves_nothing(trainer, inbox, stage, pictures, inputs):
+    run = f"cancelled-while-{stage.replace(' ', '-')}"
+    begin(trainer, inbox, run, input_images=as_uri(zipped(pictures)), **{**QUICK, **inputs})
+    trainer.wait_for_line(run, f"== {stage}")
+    trainer.ask("POST", f"/trainings/{run}/cancel")
+    cancelled = time.monotonic()
+    end = inbox.wait_for_end()
+    # Packing two pictures' LoRA takes some milliseconds: the cancel may come after it.
+    assert end["status"] == "canceled" or (stage == "packing" and end["status"] == "succeeded")
+    assert time.monotonic() - cancelled < 30
+    assert [name for name in trainer.leftovers() if not name.endswith("trained_model.tar")] == []
+    assert trainer.leftovers() == [] or end["status"] == "succeeded"
+    assert server.left_by_cog(run) == []
+
+
+def test_after_all_that_a_zip_by_url_gives_the_first_trainings_weights_with_webhooks_in_order(trainer, inbox, first):
+    begin(trainer, inbox, "by-url", input_images=f"{inbox.url}/few.zip", **QUICK)
+    trainer.wait_for_line("by-url", "== ")
+    assert trainer.ask("POST", "/trainings", {"input": {"input_images": FEW, **QUICK}})[0] == 409
+    end = inbox.wait_for_end()
+    assert end["status"] == "succeeded", end
+    assert members(end)[WEIGHTS] == members(first)[WEIGHTS]
+
+    logs = [str(hook.get("logs", "")) for hook in inbox.received]
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(logs))
+    progress = [hook["metrics"]["progress"] for hook in inbox.received if "progress" in hook.get("metrics", {})]
+    assert progress == sorted(progress)
+    assert progress[-1] == 1
+    assert [hook["status"] for hook in inbox.received[:-1]] == ["processing"] * (len(inbox.received) - 1)
+    assert server.left_by_cog("by-url") == []
