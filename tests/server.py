@@ -124,7 +124,7 @@ def serve(
         process.wait()
 
 
-def _wait_until_ready(server: Server, process: "subprocess.Popen[bytes]", seconds: float = 180) -> None:
+def _wait_until_ready(server: Server, process: "subprocess.Popen[bytes]", seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     health: object = None
     while time.monotonic() < deadline and process.poll() is None:

@@ -1,0 +1,148 @@
+"""The second Cog model through the real Cog server, with the tar of a real training on the toy base."""
+
+import base64
+import io
+import os
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import server
+import torch
+from diffusers import FluxPipeline
+from PIL import Image
+from server import Server
+
+from lora import base, job, weights
+from lora.base import Base
+from tests.test_request import a_request
+
+INPUT = {"prompt": "a TOK on a red background", "seed": 5, "num_inference_steps": 3, "output_format": "png"}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tar whose LoRA draws visibly otherwise than the base: a few steps at a very high rate."""
+    folder = tmp_path_factory.mktemp("trained")
+    data = io.BytesIO()
+    Image.radial_gradient("L").resize((96, 96)).convert("RGB").save(data, "PNG")
+    with zipfile.ZipFile(folder / "pictures.zip", "w") as archive:
+        archive.writestr("one.png", data.getvalue())
+    request = a_request(
+        folder / "pictures.zip", training_steps=12, learning_rate=1e-2, prior_loss_weight=0.0, preview_prompts="a red"
+    )
+    return job.run(
+        request,
+        output=folder,
+        flux_base=os.environ.get("FLUX_BASE"),
+        captioner=None,
+        log=lambda line: None,
+        metric=lambda name, value: None,
+    )
+
+
+@pytest.fixture(scope="module")
+def artist(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with server.serve("predict", tmp_path_factory.mktemp("artist"), "generate.py", trained) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def flux() -> Base:
+    return base.find(os.environ.get("FLUX_BASE"), None)
+
+
+def _ask(artist: Server, changes: dict[str, object]) -> tuple[int, server.Answer]:
+    """One request; again where the server has answered the one before and not yet put it away."""
+    while True:
+        status, answer = artist.ask("POST", "/predictions", {"input": {**INPUT, **changes}})
+        if status != 409:
+            return status, answer
+        time.sleep(0.05)
+
+
+def _drawn(artist: Server, **changes: object) -> list[Image.Image]:
+    status, answer = _ask(artist, changes)
+    assert status == 200, answer
+    assert answer["status"] == "succeeded", answer
+    output = answer["output"]
+    assert isinstance(output, list)
+    return [Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) for uri in output]
+
+
+def _refused(artist: Server, **changes: object) -> str:
+    status, answer = _ask(artist, changes)
+    assert status == 200, answer
+    assert answer["status"] == "failed"
+    return str(answer["error"])
+
+
+def test_it_draws_with_the_weights_of_the_training_as_diffusers_does(
+    artist: Server, trained: Path, flux: Base, tmp_path: Path
+) -> None:
+    pipeline = FluxPipeline.from_pretrained(flux.folder, dtype=torch.float32)
+
+    def theirs() -> np.ndarray:
+        drawn = pipeline(
+            prompt=INPUT["prompt"],
+            width=flux.native,
+            height=flux.native,
+            num_inference_steps=3,
+            guidance_scale=3.5,
+            max_sequence_length=flux.t5_tokens,
+            generator=torch.Generator().manual_seed(5),
+        )
+        return np.asarray(drawn.images[0]).astype(int)
+
+    alone = theirs()
+    pipeline.load_lora_weights(str(weights.take_out(trained, tmp_path)))
+    with_it = theirs()
+    assert np.abs(alone - with_it).mean() > 2, "the training must show, or this test shows nothing"
+    [picture] = _drawn(artist)
+    assert picture.format == "PNG"
+    assert np.abs(np.asarray(picture) - with_it).max() <= 2
+    [picture] = _drawn(artist, lora_scale=0)
+    assert np.abs(np.asarray(picture) - alone).max() <= 2
+    [picture] = _drawn(artist, lora_scale=0.6, extra_lora=str(trained), extra_lora_scale=0.4)
+    assert np.abs(np.asarray(picture) - with_it).max() <= 2
+    [picture] = _drawn(artist, lora_weights=str(trained))
+    assert np.abs(np.asarray(picture) - with_it).max() <= 2
+
+
+def test_every_picture_of_several_can_be_drawn_again_alone(artist: Server) -> None:
+    first, second = _drawn(artist, num_outputs=2)
+    [again] = _drawn(artist, seed=6)
+    assert (np.asarray(second) == np.asarray(again)).all()
+    assert (np.asarray(first) != np.asarray(second)).any()
+
+
+def test_sizes_formats_and_a_picture_to_start_from(artist: Server, flux: Base) -> None:
+    [wide] = _drawn(artist, aspect_ratio="3:2", output_format="webp")
+    assert wide.format == "WEBP"
+    assert wide.width > wide.height
+    [chosen] = _drawn(artist, width=100, height=64, output_format="jpg", output_quality=40)
+    assert (chosen.format, chosen.size) == ("JPEG", (96, 64))
+    start = io.BytesIO()
+    Image.linear_gradient("L").resize((300, 150)).convert("RGB").save(start, "PNG")
+    uri = "data:image/png;base64," + base64.b64encode(start.getvalue()).decode()
+    [near] = _drawn(artist, image=uri, prompt_strength=0.34)
+    assert near.width / near.height == pytest.approx(2, rel=0.15)
+    wanted = np.asarray(Image.open(start).resize(near.size)).astype(int)
+    [far] = _drawn(artist, width=near.width, height=near.height)
+    assert np.abs(np.asarray(near) - wanted).mean() < 0.7 * np.abs(np.asarray(far) - wanted).mean()
+
+
+def test_mistakes_are_told_and_the_next_drawing_is_as_ever(artist: Server, tmp_path: Path) -> None:
+    [before] = _drawn(artist)
+    assert "extra_lora: 'no/where/here' is no file" in _refused(artist, extra_lora="no/where/here")
+    (tmp_path / "pickle.tar").write_bytes(b"\x80\x04\x95")
+    assert "lora_weights: pickle.tar" in _refused(artist, lora_weights=str(tmp_path / "pickle.tar"))
+    assert "width and height" in _refused(artist, width=96)
+    for wrong in ({"num_outputs": 5}, {"aspect_ratio": "7:1"}, {"guidance_scale": 11}, {"lora_scale": 4}):
+        assert _ask(artist, wrong)[0] == 422
+    [after] = _drawn(artist)
+    assert (np.asarray(before) == np.asarray(after)).all()
+    assert len([name for name in artist.leftovers() if "pictures" in name]) == 1
