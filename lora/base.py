@@ -9,13 +9,14 @@ import dataclasses
 import gc
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from transformers import AutoTokenizer
 
 from lora.hardware import Gpu, Plan
 
@@ -50,6 +51,12 @@ class Base:
     def resolutions(self) -> tuple[int, ...]:
         """Sides to train at where the user names none: 512, 768 and 1024 as far as the base goes, and its own."""
         return (*(side for side in (512, 768, 1024) if side < self.native), self.native)
+
+    def token_counters(self) -> tuple[Callable[[str], int], Callable[[str], int]]:
+        """How many tokens CLIP and T5 make of a text, their special ones counted: two functions."""
+        clip = AutoTokenizer.from_pretrained(self.folder, subfolder="tokenizer")
+        t5 = AutoTokenizer.from_pretrained(self.folder, subfolder="tokenizer_2")
+        return (lambda text: len(clip(text).input_ids)), (lambda text: len(t5(text).input_ids))
 
     @contextlib.contextmanager
     def text(self, plan: Plan) -> Iterator[FluxPipeline]:

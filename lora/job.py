@@ -275,14 +275,15 @@ def _tar(members: Mapping[str, Path], output: Path) -> Path:
 
 
 def _rules(request: TrainRequest, flux: Base) -> Rules:
+    count_clip, count_t5 = flux.token_counters()
     return Rules(
         trigger_word=request.trigger_word,
         lora_type=request.lora_type,
         prefix=request.autocaption_prefix,
         suffix=request.autocaption_suffix,
         class_noun=None,
-        t5=text.Room(text.estimate_tokens, flux.t5_tokens),
-        clip=text.Room(text.estimate_tokens, flux.clip_tokens),
+        t5=text.Room(count_t5, flux.t5_tokens),
+        clip=text.Room(count_clip, flux.clip_tokens),
     )
 
 
