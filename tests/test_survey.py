@@ -1,4 +1,3 @@
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -108,14 +107,15 @@ def test_nothing_is_said_of_real_photographs_until_they_are_blurred_or_doubled(n
     seen = survey.look_at({photo.name: photo.path for photo in found})
     assert survey.report(seen, [512, 768, 1024]) == []
     copy = Image.open(found[0].path).resize((512, 512))
-    worse = looks(tmp_path, {"copy.jpg": copy, "soft.jpg": copy.filter(ImageFilter.GaussianBlur(3))})
+    worse = looks(tmp_path, {"copy.jpg": copy, "soft.jpg": copy.filter(ImageFilter.GaussianBlur(5))})
     alike, blurred = survey.report([*seen, *worse], [512])
     assert alike.startswith(f"{found[0].name!r}, 'copy.jpg'")
     assert blurred == "blurred: 'soft.jpg'"
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_nothing_is_said_of_the_examples(path, tmp_path):
-    assert zipfile.is_zipfile(path)
+def test_of_the_examples_no_more_is_said_than_that_some_are_alike(path, tmp_path):
     found, warnings = photos.pair(tmp_path, archive.unpack(path, tmp_path))
-    assert warnings + survey.report(survey.look_at({photo.name: photo.path for photo in found}), [64]) == []
+    lines = survey.report(survey.look_at({photo.name: photo.path for photo in found}), [64])
+    assert warnings == []
+    assert [line for line in lines if "look alike" not in line] == []
