@@ -32,6 +32,7 @@ from lora import (
     report,
     source,
     survey,
+    tracker,
     validation,
     weights,
 )
@@ -62,10 +63,12 @@ def run(
     captioner: str | None,
     log: Log,
     metric: Metric,
+    changes: Mapping[str, Any] | None = None,
 ) -> Path:
     """Trains, and returns the path of the tar, `output / "trained_model.tar"`, which is moved there when it is whole.
 
-    Everything else lies in a work folder of its own, which is gone afterwards, however the run ends. Raises ValueError
+    Everything else lies in a work folder of its own, which is gone afterwards, however the run ends. `changes` are
+    fields of `fit.Settings` other than those decided from the request: how recipes are compared. Raises ValueError
     for what a user can mend, with a message that is enough by itself.
     """
     # Their bars redraw one line, which a log shows as thousands; what they warn of is said below, once.
@@ -86,7 +89,7 @@ def run(
     resolutions = parse_resolution(request.resolution) if request.resolution else flux.resolutions
     plan = hardware.plan(gpu, request, flux.parameters, resolutions)
     log(f"plan: {plan.reason}")
-    settings = _settings(request, flux, log)
+    settings = dataclasses.replace(_settings(request, flux, log), **(changes or {}))
     decided: dict[str, Any] = {
         "base": flux.name,
         "plan": plan.reason,
@@ -105,6 +108,7 @@ def run(
                 start = earlier.pairs
             if request.training_steps == 0:
                 return _pack_again(earlier, request, secrets, decided, work, output, log, metric)
+        tracked = lent.enter_context(_tracking(request, secrets, decided, work, log))
         with stage("unpacking"):
             found = _unpack(request.input_images, work / "pictures", resolutions, log)
             data = record.data_hash(found)
@@ -140,11 +144,13 @@ def run(
             looked_at = validation.smallest(unseen or learned)
             check = functools.partial(validation.loss, transformer, looked_at, texts, settings.seed)
             turn = validation.Turn(parameters) if unseen else None
-            watch = Watch(settings.steps, check, turn, sketch, request.preview_every, log, metric)
-            curve = watch.curve(follow(reports, settings.steps, watch, log, metric))
+            show, track = functools.partial(tracked.pictures, asked), tracked.numbers
+            watch = Watch(settings.steps, check, turn, sketch, request.preview_every, log, metric, track, show)
+            curve = watch.curve(follow(reports, settings.steps, watch, log, metric, track))
             adapter.round_off(parameters)
         with stage("previews"):
             drawn = {**watch.drawn, watch.best or len(curve.losses): sketch()}
+            show(len(curve.losses), list(drawn.values())[-1])
             transformer.disable_adapters()
             previews = report.pair_up(asked, sketch(), drawn)
             transformer.enable_adapters()
@@ -272,6 +278,20 @@ def _tar(members: Mapping[str, Path], output: Path) -> Path:
     tar = output / "trained_model.tar"
     archive.pack(members, tar)
     return tar
+
+
+def _tracking(
+    request: TrainRequest, secrets: Secrets, decided: Mapping[str, Any], folder: Path, log: Log
+) -> contextlib.AbstractContextManager[tracker.Tracker]:
+    return tracker.tracking(
+        secrets.wandb_api_key,
+        project=request.wandb_project,
+        name=request.wandb_run or request.trigger_word,
+        entity=request.wandb_entity,
+        settings={"lora_rank": request.lora_rank, "lora_type": request.lora_type, **decided},
+        folder=folder,
+        log=log,
+    )
 
 
 def _rules(request: TrainRequest, flux: Base) -> Rules:
