@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from PIL import Image
@@ -13,6 +13,8 @@ from lora.report import Curve
 
 Log = Callable[[str], None]
 Metric = Callable[[str, float], None]
+Track = Callable[[int, Mapping[str, float]], None]
+"""Takes values by their names at a step; see `tracker.Tracker.numbers`."""
 
 SECONDS_BETWEEN_LINES = 3.0
 WARNING = "warning: "
@@ -52,7 +54,7 @@ class Stages:
 
 
 def follow(
-    reports: Iterator[StepReport], steps: int, watch: Callable[[int], bool], log: Log, metric: Metric
+    reports: Iterator[StepReport], steps: int, watch: Callable[[int], bool], log: Log, metric: Metric, track: Track
 ) -> list[float]:
     """Runs the loop, with a line every few seconds; the loss of every step. `watch(step)` says when to stop.
 
@@ -75,6 +77,8 @@ def follow(
             )
             for name, value in (("progress", at.step / steps), ("loss", smooth), ("seconds_left", left)):
                 metric(name, value)
+            values = {"loss": loss, "prior_loss": at.prior_loss.item(), "learning_rate": at.learning_rate}
+            track(at.step, {**values, "seconds_per_step": rate})
         if watch(at.step):
             break
     return torch.stack(losses).tolist()
@@ -92,7 +96,10 @@ class Watch:
         preview_every: int,
         log: Log,
         metric: Metric,
+        track: Track,
+        show: Callable[[int, list[Image.Image]], None],
     ) -> None:
+        self._track, self._show = track, show
         self._steps, self._check, self._turn, self._sketch = steps, check, turn, sketch
         self._preview_every, self._log, self._metric = preview_every, log, metric
         self.checks = [(0, check())]
@@ -107,6 +114,7 @@ class Watch:
             self.checks.append((step, loss))
             self._log(f"step {step}/{self._steps}: {loss:.4f} on fixed noise, {self.checks[0][1]:.4f} before training")
             self._metric("validation_loss", loss)
+            self._track(step, {"validation_loss": loss})
             if self._turn and self._turn.has_come(step, loss):
                 self._turn.go_back()
                 self.best = self._turn.step
@@ -114,6 +122,7 @@ class Watch:
                 return True
         if self._preview_every and step % self._preview_every == 0 and step < self._steps:
             self.drawn[step] = self._sketch()
+            self._show(step, self.drawn[step])
         return False
 
     def curve(self, losses: Sequence[float]) -> Curve:

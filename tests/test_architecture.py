@@ -32,6 +32,7 @@ LORA = {
     "watch": {"fit", "report", "validation"},
     "source": {"weights"},
     "hub": {"request"},
+    "tracker": set(),
 }
 """`job` may import every one of them, and nothing imports `job` but `train.py`."""
 
