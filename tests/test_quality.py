@@ -1,0 +1,108 @@
+"""The lab: what it asks for, how it adds up, and (slow) a small run of it on the toy base."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import quality
+from bench.quality import LOOKS, Cell
+from toyflux import judge, world
+from toyflux.world import Creature, Style
+
+
+def _cell(**changes: Any) -> Cell:
+    values = {"look": "TOK", "recipe": "defaults", "steps": 100, "seed": 1, "pictures": 6, "draws": 4}
+    return Cell(**{**values, **changes})
+
+
+def _line(fidelity: float, **changes: Any) -> dict[str, Any]:
+    scores = {"fidelity": fidelity, "following": 1.0, "preservation": 0.5, "leak": 0.0, "ceiling": 0.9}
+    return {"look": "TOK", "recipe": "defaults", "steps": 100, "seed": 1, "scores": scores, **changes}
+
+
+def test_the_defaults_are_those_of_train_and_a_recipe_changes_only_what_it_names(tmp_path: Path) -> None:
+    ours = quality.request_for(_cell(), tmp_path / "a.zip", 3072)
+    assert (ours.lora_rank, ours.batch_size, ours.learning_rate, ours.prior_loss_weight) == (16, 1, None, 1.0)
+    assert (ours.training_steps, ours.seed, ours.lora_type, ours.autocaption) == (100, 1, "subject", False)
+    theirs = quality.request_for(_cell(recipe="diffusers", look="CHALQ"), tmp_path / "a.zip", 3072)
+    assert (theirs.lora_rank, theirs.batch_size, theirs.learning_rate) == (4, 4, 1e-4)
+    assert theirs.lora_type == "style"
+
+
+def test_a_rate_is_brought_to_the_width_of_the_base(tmp_path: Path) -> None:
+    narrow = quality.request_for(_cell(recipe="ostris"), tmp_path / "a.zip", 3072 // 16)
+    assert narrow.learning_rate == pytest.approx(4 * 4e-4)
+
+
+@pytest.mark.parametrize("recipe", quality.RECIPES)
+def test_every_recipe_makes_a_request_that_passes(recipe: str, tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(b"")
+    quality.request_for(_cell(recipe=recipe), tmp_path / "a.zip", 128).check()
+
+
+@pytest.mark.parametrize("name", ["SNAFF", "CHALQ"])
+def test_scenes_show_the_look_and_ask_for_something_else_too(name: str) -> None:
+    look = LOOKS[name]
+    scenes = quality.scenes_with(look, 24, seed=1)
+    assert len({world.caption(scene) for scene in scenes}) > 15
+    assert all(name in world.caption(scene) for scene in scenes)
+    for scene in scenes:
+        asked = quality.asked_besides(scene)
+        assert "place 1" in asked
+        assert asked.items() <= judge.answers_of(scene).items()
+    if isinstance(look, Creature):
+        assert sum(len(scene.items) == 2 for scene in scenes) == 8
+        assert all("what 1" not in quality.asked_besides(scene) for scene in scenes)
+
+
+@pytest.mark.parametrize("name", ["SNAFF", "CHALQ"])
+def test_another_name_takes_the_look_out_of_the_caption(name: str) -> None:
+    look = LOOKS[name]
+    for scene in quality.scenes_with(look, 6, seed=1):
+        assert world.caption(quality.with_name(scene, look, "VEK")) == world.caption(scene).replace(name, "VEK")
+
+
+def test_the_table_has_means_and_spreads_and_the_ceiling() -> None:
+    lines = [_line(0.5), _line(0.7, seed=2), _line(0.1, recipe="base", steps=0), _line(1.0, look="CHALQ")]
+    rows = quality.table(lines).splitlines()[2:]
+    assert rows[0] == "| style | defaults | 100 | 1.00 | 1.00 | 0.50 | 0.00 | 1 |"
+    assert rows[1].startswith("| subject | base | – | 0.10 (judge's ceiling 0.90) |")
+    assert rows[2].startswith("| subject | defaults | 100 | 0.60 ± 0.14 |")
+
+
+def test_a_run_goes_on_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results.jsonl"
+    options = f"--subjects 1 --styles 1 --steps 5 --seeds 1 --recipes ostris --results {results}".split()
+    wanted = quality.cells(quality.parse(options))
+    assert {(cell.look, cell.recipe) for cell in wanted} == {
+        (look, recipe) for look in ("TOK", "CHALQ") for recipe in ("base", "ostris")
+    }
+    whole = [{**vars(cell), "scores": _line(0.5)["scores"], "seconds": 1.0} for cell in wanted]
+    results.write_text("".join(json.dumps(line) + "\n" for line in whole) + '{"look": "TO')
+    quality.main(options)
+    assert "0 trainings to do, 4 in" in capsys.readouterr().out
+
+
+def test_an_unknown_recipe_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        quality.main(["--recipes", "defaults,magic"])
+    assert "magic: not one of defaults" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("look", ["TOK", "CHALQ"])
+def test_a_small_run_teaches_a_look_and_keeps_the_base(look: str) -> None:
+    """One subject and one style: some 90 seconds each on two slow cores."""
+    cell = _cell(look=look, pictures=10, draws=12, steps=200)
+    assert isinstance(LOOKS[look], Style) == (look == "CHALQ")
+    before = quality.run(Cell(**{**vars(cell), "recipe": "base", "steps": 0}))["scores"]
+    after = quality.run(cell)["scores"]
+    assert before["ceiling"] >= 0.8
+    assert before["fidelity"] <= 0.2
+    assert after["fidelity"] >= before["fidelity"] + 0.4
+    assert after["preservation"] >= before["preservation"] - 0.15
+    assert after["leak"] <= 0.25
