@@ -93,7 +93,7 @@ def speed(
     def bare_draft() -> None:
         def work(path: Path) -> None:
             image = Image.open(path)
-            image.draft("RGB", (2 * max(resolutions), 2 * max(resolutions)))
+            image.draft("RGB", (int(buckets.SPARE * sizes[-1][0]), int(buckets.SPARE * sizes[-1][1])))
             shrink(image.convert("RGB"))
 
         in_pool(work)
