@@ -1,5 +1,4 @@
-"""Makes a virtual environment (the first argument) with the requirements that come on standard input; torch comes from
-the index that the second argument names, where that can be reached.
+"""Makes a virtual environment (the argument) with the requirements that come on standard input.
 
 Standard library only. Safe against an interruption and against a second one at the same time: the environment counts as
 made when it holds `installed.txt`, which is written last, and a lock (on this file) keeps the second one waiting.
@@ -17,7 +16,7 @@ ERROR_LINES = 15
 
 
 def main() -> int:
-    folder, torch_index = Path(sys.argv[1]), sys.argv[2]
+    folder = Path(sys.argv[1])
     requirements = sys.stdin.read()
     try:
         with open(__file__, encoding="utf-8") as lock:
@@ -25,13 +24,13 @@ def main() -> int:
             stamp = folder / "installed.txt"
             if stamp.is_file() and stamp.read_text(encoding="utf-8") == requirements:
                 return 0  # another one has just made it
-            return make(folder, requirements, stamp, torch_index)
+            return make(folder, requirements, stamp)
     except KeyboardInterrupt:
         say("interrupted; the next use starts again, with what was downloaded")
         return 130
 
 
-def make(folder: Path, requirements: str, stamp: Path, torch_index: str) -> int:
+def make(folder: Path, requirements: str, stamp: Path) -> int:
     """Creates the environment, or brings a whole one up to date, and stamps it. Returns the exit status."""
     whole = stamp.is_file() and (folder / "bin" / "python").exists()
     pins = [line for line in requirements.splitlines() if "==" in line and not line.startswith("#")]
@@ -44,10 +43,7 @@ def make(folder: Path, requirements: str, stamp: Path, torch_index: str) -> int:
     wanted = folder / "requirements.txt"
     wanted.write_text(requirements, encoding="utf-8")
     python = folder / "bin" / "python"
-    torch = next(pin for pin in pins if pin.startswith("torch=="))
-    # The index knows torch alone, and each further package would be looked up there in vain: hence a step of its own.
-    one_try = ["--no-deps", "--retries", "1", "--timeout", "20", "--extra-index-url", torch_index]
-    status = pip(python, *one_try, torch) or pip(python, "-r", str(wanted))
+    status = pip(python, "-r", str(wanted))
     if status == 0:
         wanted.replace(stamp)
         say("ready")
