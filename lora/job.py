@@ -419,11 +419,10 @@ def _sketcher(
 
 
 def _captions_files(folder: Path, captions: Mapping[str, Caption]) -> dict[str, Path]:
-    """Writes every caption to a file; member names and paths."""
+    """Writes every caption to a file; member names, which keep the archive's folders, and paths."""
     members = {}
     folder.mkdir()
-    for name, told in captions.items():
-        file = folder / f"{name.replace('/', '_')}.txt"
+    for number, (name, told) in enumerate(captions.items()):
+        file = members[f"output/flux_train_replicate/captions/{name}.txt"] = folder / f"{number}.txt"
         file.write_text(told.text + "\n", encoding="utf-8")
-        members[f"output/flux_train_replicate/captions/{file.name}"] = file
     return members
