@@ -227,6 +227,7 @@ def run(command: Command, work: Callable[[], None]) -> int:
     """
     for end in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(end, _exit)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it hints at packages on import, which nobody here lacks
     try:
         with tempfile.TemporaryDirectory(prefix=f"{Path(command.program).name}-") as folder:
             os.environ["TMPDIR"] = tempfile.tempdir = folder

@@ -179,12 +179,13 @@ def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     """script/train's Python in `folder`, with a temporary folder below it."""
     (folder / "tmp").mkdir(exist_ok=True)
     # As script/python starts it: the project comes first, the folder that the user is in does not count.
-    settings = {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1", "TMPDIR": str(folder / "tmp")}
-    settings["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
+    environment = {name: value for name, value in os.environ.items() if name not in ("FLUX_BASE", "CAPTIONER")}
+    environment |= {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1", "TMPDIR": str(folder / "tmp")}
+    environment |= {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
     return subprocess.Popen(
         [sys.executable, "-m", "script.train", *arguments],
         cwd=folder,
-        env=os.environ | settings,
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -203,7 +204,11 @@ def pictures(tmp_path):
     return tmp_path
 
 
-SMALL = ["-i", "training_steps=2", "-i", "resolution=64", "-i", "prior_loss_weight=0"]
+SMALL = [
+    word
+    for pair in ("training_steps=2", "resolution=64", "prior_loss_weight=0", "preview_prompts=a [trigger]")
+    for word in ("-i", pair)
+]
 
 
 def test_a_training_from_the_users_own_folder_leaves_the_tar_and_the_picture(pictures):

@@ -1,8 +1,9 @@
-"""cog.yaml against the rules by which `cog build` refuses one."""
+"""cog.yaml and cog.generate.yaml against the rules by which `cog build` refuses one."""
 
 import fnmatch
 from pathlib import Path
 
+import pytest
 import yaml
 
 from script import signature
@@ -27,8 +28,9 @@ FORBIDDEN_VARIABLES = """
 """
 
 
-def load() -> dict:
-    return yaml.safe_load((ROOT / "cog.yaml").read_text(encoding="utf-8"))
+@pytest.fixture(params=["cog.yaml", "cog.generate.yaml"])
+def config(request) -> dict:
+    return yaml.safe_load((ROOT / request.param).read_text(encoding="utf-8"))
 
 
 def pins(file: str) -> dict[str, str]:
@@ -36,36 +38,34 @@ def pins(file: str) -> dict[str, str]:
     return dict(line.split("==") for line in lines if line and not line.startswith("#"))
 
 
-def test_every_key_is_known_and_of_its_type():
-    config = load()
+def test_every_key_is_known_and_of_its_type(config):
     assert config.keys() <= TOP
     assert config["build"].keys() <= BUILD.keys()
     for key, value in config["build"].items():
         assert isinstance(value, BUILD[key]), f"{key}: {value!r} (a version needs quotes)"
 
 
-def test_python_and_cuda_fit_the_pinned_torch():
-    build = load()["build"]
+def test_python_and_cuda_fit_the_pinned_torch(config):
+    build = config["build"]
     assert build["python_version"] in ("3.10", "3.11", "3.12", "3.13")
     torch = pins(build["python_requirements"])["torch"]
     assert build["cuda"] in CUDA_FOR_TORCH[torch]
 
 
-def test_the_sdk_is_the_one_that_the_tests_run():
-    assert load()["build"]["sdk_version"] == pins("requirements-dev.txt")["cog"]
+def test_the_sdk_is_the_one_that_the_tests_run(config):
+    assert config["build"]["sdk_version"] == pins("requirements-dev.txt")["cog"]
 
 
-def test_predict_and_train_point_at_what_is_there():
-    config = load()
-    for key in ("predict", "train"):
+def test_predict_and_train_point_at_what_is_there(config):
+    for key in {"predict", "train"} & config.keys():
         file, _, name = config[key].partition(":")
         assert file.endswith(".py")
         signature.read(ROOT / file, name)
 
 
-def test_the_variables_are_ones_that_cog_lets_a_model_set():
+def test_the_variables_are_ones_that_cog_lets_a_model_set(config):
     names = []
-    for entry in load()["environment"]:
+    for entry in config["environment"]:
         name, equals, value = entry.partition("=")
         assert name
         assert equals
