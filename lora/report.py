@@ -309,12 +309,12 @@ mark { background: none; color: var(--mark); font-weight: 600; }
 .pictures p { margin: .4rem 0 .1rem; font-size: .9rem; line-height: 1.4; }
 table { border-collapse: collapse; width: 100%; font-size: .925rem; }
 th, td { text-align: left; vertical-align: top; padding: .4rem .75rem .4rem 0; border-bottom: 1px solid var(--line); }
-th { font-weight: 400; color: var(--soft); width: 13rem; }
+th { font-weight: 400; color: var(--soft); width: 13rem; overflow-wrap: normal; }
 pre, code { font: .85rem/1.5 ui-monospace, monospace; }
 pre { background: var(--card); border-radius: .6rem; padding: .8rem 1rem; overflow-x: auto; }
 summary { cursor: pointer; }
 @media (max-width: 32rem) { h1 { font-size: 1.8rem; } .pictures { grid-template-columns: 1fr 1fr; }
-  th { width: 8.5rem; } }
+  th { width: 9rem; } }
 """
 
 
@@ -433,14 +433,17 @@ def _lesson(lesson: Lesson, word: str) -> str:
 
 
 def _table(values: Mapping[str, Any]) -> str:
-    rows = "".join(f"<tr><th>{_text(name)}</th><td>{_text(_shown(value))}</td></tr>" for name, value in values.items())
+    """A row for each value that is not empty; names may break after an underscore."""
+    rows = "".join(
+        f"<tr><th>{_text(name).replace('_', '_<wbr>')}</th><td>{_text(_shown(value))}</td></tr>"
+        for name, value in values.items()
+        if value not in (None, "")
+    )
     return f"<table>{rows}</table>"
 
 
 def _shown(value: object) -> str:
     match value:
-        case None | "":
-            return "left empty"
         case bool():
             return "yes" if value else "no"
         case float():
