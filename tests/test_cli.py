@@ -211,19 +211,21 @@ SMALL = [
 ]
 
 
-def test_a_training_from_the_users_own_folder_leaves_the_tar_and_the_picture(pictures):
+def test_a_training_from_the_users_own_folder_leaves_the_tar_the_picture_and_the_report(pictures):
     process = start(pictures, "-i", "input_images=@pictures.zip", *SMALL, "-o", "mine.tar")
     said, complaints = process.communicate(timeout=600)
     assert process.returncode == 0, complaints
-    *_, weights, picture = said.splitlines()
+    *_, weights, picture, report = said.splitlines()
     assert re.fullmatch(r"The LoRA: +mine\.tar \([\d.]+ MB\)", weights)
     assert re.fullmatch(r"Before and after: +mine-preview\.webp", picture)
+    assert re.fullmatch(r"The report: +mine-report\.html", report)
     with tarfile.open(pictures / "mine.tar") as tar:
         names = tar.getnames()
     assert [name for name in names if name.endswith(".safetensors")] == ["output/flux_train_replicate/lora.safetensors"]
     assert Image.open(pictures / "mine-preview.webp").width > 64
     assert sorted(path.name for path in pictures.iterdir() if path.is_file()) == [
         "mine-preview.webp",
+        "mine-report.html",
         "mine.tar",
         "pictures.zip",
         "train.py",
@@ -241,14 +243,37 @@ def test_a_failing_training_says_why_and_leaves_nothing(pictures):
     assert list((pictures / "tmp").iterdir()) == []
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_training_that_is_stopped_leaves_nothing(pictures, number, status):
+def test_a_training_that_is_interrupted_leaves_nothing(pictures):
     process = start(pictures, "-i", "input_images=@pictures.zip", *SMALL[2:], "-i", "training_steps=5000")
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("step 1/"):
-            process.send_signal(number)
+            process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
-    assert process.returncode == status
+    assert process.returncode == 130
     assert sorted(path.name for path in pictures.iterdir() if path.is_file()) == ["pictures.zip", "train.py"]
     assert list((pictures / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=lambda x: str(int(x))
+)
+def test_work_that_is_stopped_leaves_no_temporary_file(tmp_path, number, status):
+    work = """if True:
+        import sys, tempfile, time
+        from pathlib import Path
+        from script import cli
+        def work():
+            Path(tempfile.mkstemp()[1]).write_text("half done")
+            print("working", flush=True)
+            time.sleep(60)
+        sys.exit(cli.run(cli.Command(program="script/example", summary="", output=""), work))
+    """
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", work], env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "working\n"
+        assert len(list(tmp_path.rglob("*"))) == 2
+        process.send_signal(number)
+    assert process.returncode == status
+    assert list(tmp_path.iterdir()) == []
