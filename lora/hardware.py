@@ -62,3 +62,15 @@ def plan(gpu: Gpu | None, request: TrainRequest, weights: int, resolutions: tupl
     verdict = "so each block is recomputed in the backward pass" if checkpointing else "so everything is kept"
     reason = f"{have}, {needed / GIB:.0f} would keep all activations in bf16, {verdict}"
     return Plan(device="cuda", dtype=torch.bfloat16, checkpointing=checkpointing, reason=reason)
+
+
+def safer(plan: Plan, batch_size: int) -> tuple[Plan, int] | None:
+    """What to try when the memory ran out all the same: recomputing, else half the batch; None where nothing is."""
+    if not plan.checkpointing:
+        reason = "each block is recomputed in the backward pass, since the memory ran out"
+        return dataclasses.replace(plan, checkpointing=True, reason=reason), batch_size
+    if batch_size > 1:
+        return dataclasses.replace(
+            plan, reason=f"batch_size {batch_size // 2}, since the memory ran out"
+        ), batch_size // 2
+    return None

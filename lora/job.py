@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 import transformers
 from diffusers import FluxTransformer2DModel
 from PIL import Image
@@ -37,13 +38,14 @@ from lora import (
     weights,
 )
 from lora.base import Base
-from lora.encode import Text
+from lora.encode import Example, Text
 from lora.fit import Settings
 from lora.hardware import Plan
 from lora.names import Pair
 from lora.photos import Photo
-from lora.report import Lesson, Preview
+from lora.report import Curve, Lesson, Preview
 from lora.request import NO_SECRETS, Secrets, TrainRequest, parse_prompts, parse_resolution
+from lora.tracker import Tracker
 from lora.watch import WARNING, Log, Metric, Remembering, Stages, Watch, follow
 from lora.weights import Weights
 
@@ -129,34 +131,35 @@ def run(
             texts, cut = encode.encode_texts(flux, plan, ["", *spoken, *asked, *apart])
             for prompt in (prompt for prompt in cut if prompt in spoken):
                 log(f"{WARNING}the base reads {flux.t5_tokens} tokens, so the end is lost of: {prompt}")
-        with stage("loading the transformer"):
-            transformer = lent.enter_context(flux.transformer(plan))
-            if plan.checkpointing:
-                transformer.enable_gradient_checkpointing()
-        with stage("drawing what the base draws"):
-            priors = prior.draw(transformer, texts, apart, _square(min(resolutions)), flux.scheduler, settings.seed)
-        side = min(max(resolutions), PREVIEW_SIDE)
-        sketch = _sketcher(flux, plan, transformer, texts, asked, (side, side), settings.seed)
-        with stage("training"):
-            parameters = adapter.attach(transformer, request.lora_rank, settings.seed, modules, start)
-            log(f"{sum(p.numel() for p in parameters):,} weights to train, on {len(learned)} examples")
-            reports = fit.fit(transformer, parameters, learned, priors, texts, settings)
-            looked_at = validation.smallest(unseen or learned)
-            check = functools.partial(validation.loss, transformer, looked_at, texts, settings.seed)
-            turn = validation.Turn(parameters) if unseen else None
-            show, track = functools.partial(tracked.pictures, asked), tracked.numbers
-            watch = Watch(settings.steps, check, turn, sketch, request.preview_every, log, metric, track, show)
-            curve = watch.curve(follow(reports, settings.steps, watch, log, metric, track))
-            adapter.round_off(parameters)
-        with stage("previews"):
-            drawn = {**watch.drawn, watch.best or len(curve.losses): sketch()}
-            show(len(curve.losses), list(drawn.values())[-1])
-            transformer.disable_adapters()
-            previews = report.pair_up(asked, sketch(), drawn)
-            transformer.enable_adapters()
-        with stage("packing"):
-            members = {WEIGHTS_MEMBER: work / "lora.safetensors"}
+        members = {WEIGHTS_MEMBER: work / "lora.safetensors"}
+
+        def save(transformer: FluxTransformer2DModel) -> None:
             adapter.save(transformer, members[WEIGHTS_MEMBER], record.header(request, decided, spoken))
+
+        material = Material(learned=learned, unseen=unseen, texts=texts, asked=asked, apart=apart, start=start)
+        learn = functools.partial(
+            _learn, material, request, flux, modules, resolutions, save, tracked, stage, log, metric
+        )
+        attempts = 0
+        while True:
+            try:
+                previews, curve = learn(plan, settings)
+                break
+            except torch.OutOfMemoryError as error:
+                attempts += 1
+                safer = hardware.safer(plan, settings.batch_size)
+                if attempts == 2 or safer is None:
+                    raise ValueError(
+                        f"the GPU's memory ran out ({plan.reason}; batch_size {settings.batch_size}, resolution"
+                        f" {','.join(map(str, resolutions))}): set a lower resolution, batch_size or lora_rank, or take"
+                        " a GPU with more memory"
+                    ) from error
+            # Behind the except, whose traceback holds the failed attempt's tensors.
+            plan, batch_size = safer
+            settings = dataclasses.replace(settings, batch_size=batch_size)
+            decided |= {"plan": plan.reason, "batch_size": batch_size}
+            log(f"{WARNING}the GPU's memory ran out; once more from the start of the training: {plan.reason}")
+        with stage("packing"):
             lessons = [
                 Lesson(name=name, caption=told.text, source=told.source, note=told.note, thumbnail=thumbnails[name])
                 for name, told in captions.items()
@@ -177,6 +180,69 @@ def run(
     for name, seconds in stage.seconds.items():
         metric(f"seconds_{name.replace(' ', '_')}", seconds)
     return tar
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Material:
+    """What a training learns from, encoded once: it stays as it is when the training has to begin again."""
+
+    learned: Sequence[Example]
+    unseen: Sequence[Example]
+    """Of the picture that is held out."""
+    texts: Mapping[str, Text]
+    asked: Sequence[str]
+    """The previews' prompts."""
+    apart: Sequence[str]
+    """Prompts for what the base draws by itself."""
+    start: Mapping[str, Pair] | None
+    """The LoRA to go on from."""
+
+
+def _learn(
+    material: Material,
+    request: TrainRequest,
+    flux: Base,
+    modules: Sequence[str],
+    resolutions: Sequence[int],
+    save: Callable[[FluxTransformer2DModel], None],
+    tracked: Tracker,
+    stage: Stages,
+    log: Log,
+    metric: Metric,
+    plan: Plan,
+    settings: Settings,
+) -> tuple[list[Preview], Curve]:
+    """From the bare transformer to the saved weights; the previews and the curve."""
+    texts = material.texts
+    with contextlib.ExitStack() as lent:
+        with stage("loading the transformer"):
+            transformer = lent.enter_context(flux.transformer(plan))
+            if plan.checkpointing:
+                transformer.enable_gradient_checkpointing()
+        with stage("drawing what the base draws"):
+            size = _square(min(resolutions))
+            priors = prior.draw(transformer, texts, material.apart, size, flux.scheduler, settings.seed)
+        side = min(max(resolutions), PREVIEW_SIDE)
+        sketch = _sketcher(flux, plan, transformer, texts, material.asked, (side, side), settings.seed)
+        with stage("training"):
+            parameters = adapter.attach(transformer, request.lora_rank, settings.seed, modules, material.start)
+            log(f"{sum(p.numel() for p in parameters):,} weights to train, on {len(material.learned)} examples")
+            reports = fit.fit(transformer, parameters, material.learned, priors, texts, settings)
+            looked_at = validation.smallest(material.unseen or material.learned)
+            check = functools.partial(validation.loss, transformer, looked_at, texts, settings.seed)
+            turn = validation.Turn(parameters) if material.unseen else None
+            show, track = functools.partial(tracked.pictures, material.asked), tracked.numbers
+            watch = Watch(settings.steps, check, turn, sketch, request.preview_every, log, metric, track, show)
+            curve = watch.curve(follow(reports, settings.steps, watch, log, metric, track))
+            adapter.round_off(parameters)
+        with stage("previews"):
+            drawn = {**watch.drawn, watch.best or len(curve.losses): sketch()}
+            show(len(curve.losses), list(drawn.values())[-1])
+            transformer.disable_adapters()
+            previews = report.pair_up(material.asked, sketch(), drawn)
+            transformer.enable_adapters()
+        save(transformer)
+    return previews, curve
 
 
 def _modules(request: TrainRequest, skeleton: FluxTransformer2DModel, log: Log) -> list[str]:

@@ -40,3 +40,15 @@ def test_without_a_gpu_it_is_float32_on_the_cpu_and_says_so(tmp_path) -> None:
     plan = hardware.plan(None, a_request(tmp_path), 2_000_000, (96,))
     assert (plan.device, plan.dtype) == ("cpu", torch.float32)
     assert "no GPU" in plan.reason
+
+
+def test_when_the_memory_runs_out_it_recomputes_then_halves_the_batch_then_gives_up(tmp_path) -> None:
+    first = hardware.plan(Gpu(name="H100", memory=80 * GIB, capability=(9, 0)), a_request(tmp_path), FLUX, (512,))
+    assert not first.checkpointing
+    second = hardware.safer(first, 3)
+    assert second is not None
+    assert (second[0].checkpointing, second[1]) == (True, 3)
+    third = hardware.safer(*second)
+    assert third is not None
+    assert (third[0].checkpointing, third[1]) == (True, 1)
+    assert hardware.safer(*third) is None

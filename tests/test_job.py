@@ -4,15 +4,16 @@ import json
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
-from lora import job
+from lora import fit, job
 from tests.test_request import a_request
 
 FAST = {"training_steps": 3, "prior_loss_weight": 0.0}
@@ -130,3 +131,31 @@ def test_a_bad_request_is_refused_before_anything_is_loaded(tmp_path: Path, work
     with pytest.raises(ValueError, match="input_images"):
         _run(tmp_path / "no.zip", tmp_path / "out", lines.append)
     assert not [line for line in lines if line.startswith("==")]
+
+
+def test_when_memory_runs_out_the_training_begins_once_more_with_a_safer_plan(
+    archive: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPU's own error, raised on the way where there is no GPU to run out of."""
+    real, tries = fit.fit, []
+
+    def short_of_memory(*arguments: Any) -> Iterator[fit.StepReport]:
+        tries.append(arguments[0].is_gradient_checkpointing)
+        for at in real(*arguments):
+            if at.step == 2 and len(tries) == 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            yield at
+
+    monkeypatch.setattr(fit, "fit", short_of_memory)
+    lines: list[str] = []
+    assert _run(archive, tmp_path / "out", lines.append).is_file()
+    assert tries == [False, True]
+    assert [line for line in lines if "memory ran out" in line]
+
+    def always(*arguments: Any) -> Iterator[fit.StepReport]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(fit, "fit", always)
+    with pytest.raises(ValueError, match=r"memory ran out.*set a lower resolution, batch_size or lora_rank"):
+        _run(archive, tmp_path / "none", batch_size=2)
+    assert list(work.iterdir()) == []
