@@ -14,7 +14,11 @@ COMMAND = cli.Command(
     summary="Trains a FLUX LoRA on a zip of pictures, as Cog would, without Docker.",
     output="trained_model.tar",
 )
-PREVIEW = "report/preview.webp"
+BESIDE = {
+    "report/preview.webp": ("preview.webp", "Before and after"),
+    "report/index.html": ("report.html", "The report"),
+}
+"""What is taken out of the tar and laid beside it: its name's ending, and what it is called."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,14 +30,15 @@ def _train(values: dict[str, object], output: Path) -> None:
     from train import train  # only now: it loads torch
 
     weights = Path(train(**cli.fetch(values)).weights)  # type: ignore[arg-type]
-    picture = output.with_name(f"{output.stem}-preview.webp")
-    preview = read_member(weights, PREVIEW)
-    if preview is not None:
-        cli.move_into_place(preview, picture)
+    told = []
+    for member, (ending, called) in BESIDE.items():
+        content = read_member(weights, member)
+        if content is not None:
+            path = output.with_name(f"{output.stem}-{ending}")
+            cli.move_into_place(content, path)
+            told.append(f"{called + ':':<20} {path}")
     cli.move_into_place(weights, output)
-    print(f"The LoRA:            {output} ({output.stat().st_size / 1e6:.1f} MB)")
-    if preview is not None:
-        print(f"Before and after:    {picture}")
+    print(f"The LoRA:            {output} ({output.stat().st_size / 1e6:.1f} MB)", *told, sep="\n")
 
 
 def read_member(tar: Path, name: str) -> bytes | None:
