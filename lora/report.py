@@ -333,7 +333,7 @@ def page(
     word, kind = inputs["trigger_word"], inputs["lora_type"]
     facts = {
         "pictures": str(len(lessons)),
-        "steps": str(len(curve.losses)),
+        "steps": str(curve.best or len(curve.losses)),
         "rank": str(inputs["lora_rank"]),
         "learning rate": f"{decided['learning_rate']:.3g}",
         "seed": str(decided["seed"]),

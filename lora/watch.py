@@ -109,7 +109,7 @@ class Watch:
 
     def __call__(self, step: int) -> bool:
         """To be called after every step; True where the training is to stop."""
-        if step % max(1, self._steps // validation.CHECKS) == 0 or step == self._steps:
+        if step % -(-self._steps // validation.CHECKS) == 0 or step == self._steps:
             loss = self._check()
             self.checks.append((step, loss))
             self._log(f"step {step}/{self._steps}: {loss:.4f} on fixed noise, {self.checks[0][1]:.4f} before training")
