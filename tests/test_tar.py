@@ -1,0 +1,146 @@
+"""The tar of a whole training on the toy base, as diffusers, script/inspect and a later training see it."""
+
+import json
+import re
+import tarfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxPipeline
+from PIL import Image
+
+from lora import base, job, report, weights
+from lora.report import Preview
+from script import inspect
+from tests.test_request import a_request
+
+PROMPT = "a red house on a white background"
+REGEX = r"single_transformer_blocks\.\d\.(proj_mlp|proj_out)"
+
+
+@dataclass
+class Trained:
+    tar: Path
+    lines: list[str]
+    previews: list[Preview]
+
+
+def _train(folder: Path, log: Callable[[str], None], **changes: Any) -> Path:
+    with zipfile.ZipFile(folder / "pictures.zip", "w") as out:
+        for colour in ("red", "green"):
+            data = BytesIO()
+            Image.new("RGB", (64, 64), colour).save(data, "PNG")
+            out.writestr(f"{colour}.png", data.getvalue())
+    wanted = {
+        "training_steps": 4,
+        "learning_rate": 1e-2,
+        "prior_loss_weight": 0.0,
+        "resolution": "64",
+        "preview_prompts": PROMPT,
+        "layers_to_optimize_regex": REGEX,
+    }
+    return job.run(
+        a_request(folder / "pictures.zip", **{**wanted, **changes}),
+        output=folder,
+        flux_base=None,
+        captioner=None,
+        log=log,
+        metric=lambda name, value: None,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    lines: list[str] = []
+    previews: list[Preview] = []
+    pair_up = report.pair_up
+
+    def remembered(*arguments: Any) -> list[Preview]:
+        previews.extend(pair_up(*arguments))
+        return previews
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "pair_up", remembered)
+        tar = _train(tmp_path_factory.mktemp("trained"), lines.append)
+    return Trained(tar, lines, previews)
+
+
+def test_diffusers_draws_from_the_tars_file_what_the_training_drew(trained: Trained, tmp_path: Path) -> None:
+    pipeline = FluxPipeline.from_pretrained(base.TOY, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+
+    def draw() -> Image.Image:
+        return pipeline(
+            PROMPT,
+            width=64,
+            height=64,
+            num_inference_steps=28,
+            guidance_scale=3.5,
+            max_sequence_length=base.find(None, None).t5_tokens,
+            generator=torch.Generator().manual_seed(1),
+        ).images[0]
+
+    preview = trained.previews[0]
+    assert preview.prompt == PROMPT
+    assert np.array_equal(np.array(draw()), np.array(preview.without))
+    pipeline.load_lora_weights(str(weights.take_out(trained.tar, tmp_path)))
+    assert np.array_equal(np.array(draw()), np.array(preview.after))
+    assert not np.array_equal(np.array(preview.without), np.array(preview.after))
+
+
+def test_the_layers_asked_for_are_completed_and_the_lora_is_sound(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert [line for line in trained.lines if line.startswith("layers:")] == [
+        "layers: 6 of 39 by layers_to_optimize_regex",
+        "layers: 9 added, so that the LoRA loads everywhere: single_transformer_blocks.0.attn.to_q,"
+        " single_transformer_blocks.0.attn.to_k, single_transformer_blocks.0.attn.to_v, …",
+    ]
+    assert inspect.main([str(trained.tar)]) == 0
+    page = capsys.readouterr().out
+    assert "in 15 layers" in page
+    assert "no fault found" in page
+
+
+def test_a_later_training_begins_with_the_loss_at_which_the_earlier_one_ended(trained: Trained, tmp_path: Path) -> None:
+    lines: list[str] = []
+    tar = _train(tmp_path, lines.append, resume_from=str(trained.tar), training_steps=1)
+    ended = [re.findall(r"([\d.]+) on fixed noise", line) for line in trained.lines if "on fixed noise" in line][-1]
+    began = [re.findall(r"([\d.]+) before training", line) for line in lines if "before training" in line][-1]
+    assert float(began[0]) == pytest.approx(float(ended[0]), abs=2e-4), "but for the file's 16 bits"
+    with tarfile.open(tar) as opened:
+        record = opened.extractfile("request.json")
+        assert record is not None
+        assert len(json.load(record)["decided"]["resume_from_sha256"]) == 64
+
+
+def test_a_lora_that_does_not_fit_is_refused_with_how_it_differs(trained: Trained, tmp_path: Path) -> None:
+    lines: list[str] = []
+    with pytest.raises(ValueError, match="resume_from: this LoRA does not fit:") as caught:
+        _train(tmp_path, lines.append, resume_from=str(trained.tar), lora_rank=8, layers_to_optimize_regex=None)
+    assert "its rank is 4, and lora_rank is 8: set lora_rank to 4" in str(caught.value)
+    assert "it lacks 24 of the 39 layers" in str(caught.value)
+    assert "== unpacking" not in lines
+
+
+def test_what_is_no_lora_is_refused_by_the_inputs_name(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(b"no")
+    with pytest.raises(ValueError, match=r"resume_from: x\.safetensors is not a whole safetensors file"):
+        _train(tmp_path, lambda line: None, resume_from=str(tmp_path / "x.safetensors"))
+
+
+def test_no_steps_pack_the_earlier_lora_as_it_is(trained: Trained, tmp_path: Path) -> None:
+    tar = _train(tmp_path, lambda line: None, resume_from=str(trained.tar), training_steps=0)
+    with tarfile.open(tar) as packed, tarfile.open(trained.tar) as earlier:
+        assert packed.getnames() == [job.WEIGHTS_MEMBER, "request.json"]
+        files = [opened.extractfile(job.WEIGHTS_MEMBER) for opened in (packed, earlier)]
+        assert files[0] is not None
+        assert files[1] is not None
+        assert files[0].read() == files[1].read()
