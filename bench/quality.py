@@ -28,7 +28,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 from diffusers import FluxPipeline
 from PIL import Image
 
@@ -232,6 +234,9 @@ def _share(verdicts: Sequence[bool]) -> float:
 def run(cell: Cell) -> dict[str, Any]:
     """Trains (unless the recipe is "base") and scores; the cell with its results, as a line of the results file."""
     torch.set_num_threads(1)
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
     started = time.monotonic()
     pipeline = evaluate.load(base.find(os.environ.get("FLUX_BASE"), None).folder)
     look = LOOKS[cell.look]
