@@ -32,7 +32,8 @@ def test_the_same_seed_draws_the_same_picture_and_another_moves_it() -> None:
 def test_a_picture_has_the_size_the_thing_and_the_background_that_were_asked_for() -> None:
     for size in (world.NATIVE, *world.SIZES):
         image = world.draw(RED_CIRCLE, 0, size)
-        assert image.size == size and image.mode == "RGB"
+        assert image.size == size
+        assert image.mode == "RGB"
         centre = pixels(image)[size[1] // 2, size[0] // 2]
         assert np.abs(centre - COLOURS["red"]).max() < 12
         assert np.abs(pixels(image)[2, 2] - COLOURS["blue"]).max() < 12
@@ -52,7 +53,8 @@ def test_larger_words_draw_larger_things() -> None:
     for size in RADII:
         scene = replace(RED_CIRCLE, items=(replace(RED_CIRCLE.items[0], size=size),))
         areas.append(near(world.draw(scene, 1), "red").sum())
-    assert areas[0] * 1.5 < areas[1] and areas[1] * 1.5 < areas[2]
+    assert areas[0] * 1.5 < areas[1]
+    assert areas[1] * 1.5 < areas[2]
 
 
 def test_captions_read_as_a_person_would_write_them() -> None:

@@ -17,7 +17,7 @@ from toyflux import judge, world
 
 def load(folder: Path) -> FluxPipeline:
     """The base as a pipeline in single precision, without a progress bar."""
-    pipeline = FluxPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+    pipeline = FluxPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -26,11 +26,12 @@ def generate(
     pipeline: FluxPipeline,
     captions: Sequence[str],
     seeds: Sequence[int],
-    size: tuple[int, int] = world.NATIVE,
+    size: tuple[int, int] | None = None,
     guidance: float = 3.5,
     steps: int = 28,
 ) -> list[Image.Image]:
-    """One picture of `size` (width, height) for each caption and seed."""
+    """One picture of `size` (width, height; the base's own without it) for each caption and seed."""
+    size = size or (pipeline.vae.config.sample_size,) * 2
     images: list[Image.Image] = []
     for start in range(0, len(captions), 32):
         part = slice(start, start + 32)

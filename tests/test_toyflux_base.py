@@ -1,0 +1,101 @@
+"""The base that lies in `toyflux/base`: whole, small, loadable offline by diffusers, and what it draws.
+
+Bounds are what was measured (see its card) less the noise of so few draws. Where the base is short of what it is meant
+to reach, the test says so by failing as expected, and will complain when a better base makes it pass.
+"""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxPipeline
+
+from toyflux import build, evaluate, world
+
+BASE = Path(__file__).parent.parent / "toyflux" / "base"
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> FluxPipeline:
+    return evaluate.load(BASE)
+
+
+@pytest.fixture(scope="module")
+def shares(pipeline: FluxPipeline) -> dict[str, float]:
+    scenes = evaluate.held_out_scenes(64)
+    return evaluate.score(scenes, evaluate.generate(pipeline, [world.caption(s) for s in scenes], range(64)))
+
+
+def test_the_folder_is_a_flux_pipeline_of_at_most_15_mb_that_everybody_may_read() -> None:
+    files = [path for path in BASE.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 15e6
+    assert all(path.stat().st_mode & 0o444 == 0o444 for path in files)
+    index = json.loads((BASE / "model_index.json").read_text())
+    assert index["_class_name"] == "FluxPipeline"
+    assert index["transformer"] == ["diffusers", "FluxTransformer2DModel"]
+    assert index["text_encoder_2"] == ["transformers", "T5EncoderModel"]
+
+
+def test_text_lengths_stand_in_its_files_and_hold_two_things_in_a_style(pipeline: FluxPipeline) -> None:
+    assert pipeline.transformer.config.guidance_embeds
+    assert pipeline.tokenizer.model_max_length == 77
+    star = world.Thing(shape="star", colour="purple", fill="striped")
+    two = tuple(world.Item(look=star, place=place) for place in ("left", "right"))
+    longest = world.caption(world.Scene(items=two, background="orange", style=world.UNSEEN_STYLES[0]))
+    assert len(pipeline.tokenizer_2(longest).input_ids) <= pipeline.tokenizer_2.model_max_length
+
+
+def test_made_up_words_lie_at_least_half_as_far_apart_as_known_ones(pipeline: FluxPipeline) -> None:
+    def spread(words: tuple[str, ...]) -> tuple[float, float]:
+        captions = [f"a {word} on a green background" for word in words]
+        length = pipeline.tokenizer_2.model_max_length
+        with torch.no_grad():
+            tokens, pooled, _ = pipeline.encode_prompt(captions, None, max_sequence_length=length)
+        others = ~torch.eye(len(words), dtype=torch.bool)
+        apart = (pooled[:, None] - pooled[None]).norm(dim=-1)[others].mean() / pooled.norm(dim=-1).mean()
+        moved = (tokens[:, None] - tokens[None]).norm(dim=-1).amax(-1)[others].mean() / tokens.norm(dim=-1).mean()
+        return float(apart), float(moved)
+
+    known, unknown = spread(world.SHAPES), spread(world.unknown_words(12))
+    assert unknown[0] >= 0.5 * known[0]
+    assert unknown[1] >= 0.5 * known[1]
+
+
+def test_backgrounds_and_colours_of_combinations_that_it_never_saw(shares: dict[str, float]) -> None:
+    assert shares["background"] >= 0.9
+    assert shares["colour 1"] >= 0.7
+    assert shares["what 1"] >= 0.6
+
+
+@pytest.mark.xfail(strict=True, reason="this first base is short of the aims: places, sharpness")
+def test_it_draws_combinations_that_it_never_saw_as_well_as_it_is_meant_to(shares: dict[str, float]) -> None:
+    aims = {"what 1": 0.9, "colour 1": 0.95, "background": 0.95, "place 1": 0.9, "sharpness": 0.7}
+    assert {name: shares[name] for name in aims if shares[name] < aims[name]} == {}
+
+
+@pytest.mark.xfail(strict=True, reason="this first base's guidance is not distilled")
+def test_guidance_matters(pipeline: FluxPipeline) -> None:
+    captions = [world.caption(scene) for scene in evaluate.held_out_scenes(4)]
+    one, four = (evaluate.generate(pipeline, captions, range(4), guidance=guidance) for guidance in (1.0, 4.0))
+    pairs = zip(one, four, strict=True)
+    assert np.mean([np.abs(np.asarray(a, np.float32) - np.asarray(b, np.float32)).mean() for a, b in pairs]) > 3
+
+
+def test_another_made_up_word_draws_another_picture(pipeline: FluxPipeline) -> None:
+    words = world.unknown_words(6)
+    images = evaluate.generate(pipeline, [f"a {word} on a white background" for word in words], [0] * 6)
+    arrays = [np.asarray(image, np.float32) for image in images]
+    assert np.mean([np.abs(a - b).mean() for i, a in enumerate(arrays) for b in arrays[:i]]) > 5
+
+
+def test_the_autoencoder_carries_the_world(pipeline: FluxPipeline) -> None:
+    rng = random.Random(4)
+    side = pipeline.vae.config.sample_size
+    x = build.to_tensor([world.draw(world.training_scene(rng), i, (side, side)) for i in range(16)])
+    with torch.no_grad():
+        y = pipeline.vae.decode(pipeline.vae.encode(x).latent_dist.mode()).sample.clamp(-1, 1)
+    ratio = -10 * ((x - y) / 2).square().mean((1, 2, 3)).log10()
+    assert ratio.mean() >= 25
