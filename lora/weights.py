@@ -100,9 +100,10 @@ def take_out(tar: Path, folder: Path) -> Path:
 def write(path: Path, pairs: Mapping[str, Pair], metadata: Mapping[str, str], naming: str = "diffusers") -> None:
     """Writes a LoRA under `naming` with `metadata` in the header, and diffusers' own where the naming is its own.
 
-    That says alpha = rank outright, where a loader would else guess. Of peft's settings only three are written: an
-    older peft refuses a header with settings that it does not know yet, and every other one is at its default. A LoRA
-    of mixed ranks gets no such header: there the loaders count the ranks themselves. Equal arguments, equal bytes.
+    That says alpha = rank outright, where a loader would else guess. Of peft's settings only these five are written: an
+    older peft refuses a header with settings that it does not know yet, and every other one is at its default; the two
+    empty ones are for diffusers 0.34, which fails without them. A LoRA of mixed ranks gets no such header: there the
+    loaders count the ranks themselves. Equal arguments, equal bytes.
 
     Raises ValueError where the naming has no place for a layer.
     """
@@ -110,7 +111,13 @@ def write(path: Path, pairs: Mapping[str, Pair], metadata: Mapping[str, str], na
     ranks = {len(a) for a, _ in pairs.values()}
     if naming == "diffusers" and len(ranks) == 1:
         [rank] = ranks
-        config = {"r": rank, "lora_alpha": rank, "target_modules": sorted(pairs)}
+        config = {
+            "r": rank,
+            "lora_alpha": rank,
+            "target_modules": sorted(pairs),
+            "rank_pattern": {},
+            "alpha_pattern": {},
+        }
         adapter = {f"transformer.{key}": value for key, value in config.items()}
         header["lora_adapter_metadata"] = json.dumps(adapter, sort_keys=True)
     _write_sorted(path, names.to_naming(naming, pairs), header)

@@ -53,6 +53,8 @@ def test_the_header_tells_peft_the_rank_the_alpha_and_every_layer(tmp_path: Path
         "transformer.r": 4,
         "transformer.lora_alpha": 4,
         "transformer.target_modules": sorted(pairs),
+        "transformer.rank_pattern": {},
+        "transformer.alpha_pattern": {},
     }
 
 
