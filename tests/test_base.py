@@ -63,7 +63,7 @@ def test_a_sharded_base_is_whole_when_its_index_says_so(copy: Path, cpu: Plan) -
     with base.find(str(copy), None).transformer(cpu) as transformer:
         assert torch.equal(transformer.proj_out.bias, weights["proj_out.bias"].float())
     (whole.parent / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(ValueError, match="00002-of-00002.safetensors is missing, though the index names it"):
+    with pytest.raises(ValueError, match=r"00002-of-00002\.safetensors is missing, though the index names it"):
         base.find(str(copy), None)
 
 
