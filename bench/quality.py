@@ -199,7 +199,7 @@ def scores(pipeline: FluxPipeline, look: Creature | Style, draws: int, seed: int
 
     def drawn(scenes: Sequence[Scene], start: int) -> list[Image.Image]:
         captions = [world.caption(scene) for scene in scenes]
-        return evaluate.generate(pipeline, captions, range(start, start + len(scenes)))
+        return evaluate.generate(pipeline, captions, range(start, start + len(scenes)), _native(pipeline))
 
     pictures, kept, strange = drawn(learned, 1000), drawn(plain, 2000), drawn(misnamed, 3000)
     return {
@@ -218,13 +218,18 @@ def references(pipeline: FluxPipeline, look: Creature | Style, draws: int, seed:
     stand_in: Creature | Style = world.style(known) if isinstance(look, Style) else world.creature(known)
     familiar = scenes_with(stand_in, draws, seed)
     captions = [world.caption(scene) for scene in familiar]
-    pictures = evaluate.generate(pipeline, captions, range(1000, 1000 + draws))
+    pictures = evaluate.generate(pipeline, captions, range(1000, 1000 + draws), _native(pipeline))
     alone = scores(pipeline, look, draws, seed)
     return alone | {
         "ceiling": _share(judge.shows(true, look)),
         "fidelity to a known name": _share(judge.shows(pictures, stand_in)),
         "following": _share([yes for s, p in zip(familiar, pictures, strict=True) for yes in right(s, p)]),
     }
+
+
+def _native(pipeline: FluxPipeline) -> tuple[int, int]:
+    side = pipeline.vae.config.sample_size
+    return side, side
 
 
 def _share(verdicts: Sequence[bool]) -> float:
