@@ -189,7 +189,13 @@ def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_interrupts,
     )
+
+
+def heed_interrupts() -> None:
+    """A shell starts what it puts into the background deaf to SIGINT, and so is all that a test started there starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture
@@ -270,7 +276,10 @@ def test_work_that_is_stopped_leaves_no_temporary_file(tmp_path, number, status)
         sys.exit(cli.run(cli.Command(program="script/example", summary="", output=""), work))
     """
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
-    with subprocess.Popen([sys.executable, "-c", work], env=environment, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-c", work]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "working\n"
         assert len(list(tmp_path.rglob("*"))) == 2
