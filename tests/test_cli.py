@@ -194,7 +194,7 @@ def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
 
 
 def heed_interrupts() -> None:
-    """A shell starts what it puts into the background deaf to SIGINT, and so is all that a test started there starts."""
+    """A shell starts what it puts into the background deaf to SIGINT, and what that starts is deaf too."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
