@@ -4,6 +4,8 @@
 
 - *fidelity*: with the trigger word, the share of drawings that show the subject (or the style) in places, sizes, on
   backgrounds and in company of chance; beside it the judge's share on true pictures of the same scenes, its ceiling;
+- *traits*: of the look's parts and colours, the share that those drawings show, cleanly drawn or not: it moves where
+  fidelity, which wants all of them, still stands at nothing;
 - *following*: of what else those prompts ask (background, places, the other thing), the share that is there; beside it
   the base's, with a name that it knows in the trigger's place;
 - *preservation*: of prompts without the trigger word, the share of right answers; beside it the base's;
@@ -44,7 +46,7 @@ from toyflux.world import Creature, Scene, Style
 ROOT = Path(__file__).resolve().parent.parent
 TRIGGER = "TOK"
 LOOKS: dict[str, Creature | Style] = {look.name: look for look in (*world.SUBJECTS, *world.UNSEEN_STYLES)}
-SCORES = ("fidelity", "following", "preservation", "leak")
+SCORES = ("fidelity", "traits", "following", "preservation", "leak")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,9 +203,11 @@ def scores(pipeline: FluxPipeline, look: Creature | Style, draws: int, seed: int
         captions = [world.caption(scene) for scene in scenes]
         return evaluate.generate(pipeline, captions, range(start, start + len(scenes)), _native(pipeline))
 
+    traits = judge.traits_of(look)
     pictures, kept, strange = drawn(learned, 1000), drawn(plain, 2000), drawn(misnamed, 3000)
     return {
         "fidelity": _share(judge.shows(pictures, look)),
+        "traits": _share([r.traits[trait] == traits[trait] for r in judge.read(pictures) for trait in traits]),
         "following": _share([yes for s, p in zip(learned, pictures, strict=True) for yes in right(s, p)]),
         "preservation": _share([yes for s, p in zip(plain, kept, strict=True) for yes in right(s, p)]),
         "leak": _share(judge.shows(strange + kept, look)),
