@@ -22,7 +22,10 @@ LEARNING_RATES = {"subject": 4e-4, "style": 4e-4}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How to train; every value decided, nothing left to guess."""
+    """How to train; every value decided, nothing left to guess.
+
+    The fields with a default are for the lab (`bench/quality.py`), which compares recipes by them.
+    """
 
     steps: int
     batch_size: int
@@ -32,6 +35,20 @@ class Settings:
     seed: int
     timestep_mean: float = 0.0
     """Of the logit-normal; see `flow.sample_timesteps`."""
+    uniform_timesteps: bool = False
+    """Every time from 0 to 1 alike, instead of the logit-normal."""
+    guidance: float = flow.TRAINING_GUIDANCE
+    """What the transformer's guidance input is given with the pictures; with the base's own draws it is
+    `prior.GUIDANCE`."""
+    constant_rate: bool = False
+    """The peak from the first step to the last, without warm-up or decay."""
+    weight_decay: float = 1e-4
+    adam_epsilon: float = 1e-8
+    ema_decay: float = 0.0
+    """Share of itself that the running mean of the weights keeps at each step; the training ends with that mean in
+    their place. 0: no mean, the last weights."""
+    prior_kinds: tuple[str, ...] = prior.KINDS
+    """What is asked of the base for its own draws, in turn; see `prior.prompts`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,7 +99,7 @@ def step_loss(
     captions: Sequence[str],
     texts: Mapping[str, Text],
     generator: torch.Generator,
-    timestep_mean: float = 0.0,
+    settings: Settings,
 ) -> Tensor:
     """The flow-matching loss of one batch of examples under `captions`, a scalar with a gradient."""
     mean = torch.stack([example.mean for example in batch])  # (B, S, 4C)
@@ -93,10 +110,14 @@ def step_loss(
 
     latents = mean + std * randn()
     noise = randn()
-    timesteps = flow.sample_timesteps(len(batch), generator, timestep_mean).to(mean.device)
+    if settings.uniform_timesteps:
+        timesteps = torch.rand(len(batch), generator=generator)
+    else:
+        timesteps = flow.sample_timesteps(len(batch), generator, settings.timestep_mean)
+    timesteps = timesteps.to(mean.device)
     noisy = flow.add_noise(latents, noise, timesteps)
     text = stack(texts, captions)
-    prediction = flow.velocity(transformer, noisy, timesteps, flow.TRAINING_GUIDANCE, text, batch[0].size)
+    prediction = flow.velocity(transformer, noisy, timesteps, settings.guidance, text, batch[0].size)
     return flow.flow_loss(prediction, latents, noise)
 
 
@@ -125,18 +146,26 @@ def fit(
     rng = random.Random(settings.seed)
     generator = torch.Generator().manual_seed(settings.seed)
     device = parameters[0].device
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=1e-4, fused=True)
+    optimizer = torch.optim.AdamW(
+        parameters,
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        eps=settings.adam_epsilon,
+        fused=True,
+    )
+    means = [p.detach().clone() for p in parameters] if settings.ema_decay else []
     source = batches(examples, settings.batch_size, rng)
     started = time.monotonic()
     for step in range(1, settings.steps + 1):
         batch = next(source)
         captions = ["" if rng.random() < settings.caption_dropout_rate else example.caption for example in batch]
-        rate = learning_rate_at(step, settings.steps, settings.learning_rate)
+        peak = settings.learning_rate
+        rate = peak if settings.constant_rate else learning_rate_at(step, settings.steps, peak)
         for group in optimizer.param_groups:
             group["lr"] = rate
         # The adapter's weights are float32 and the base is bf16 on a GPU: autocast multiplies them in the base's type.
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device.type == "cuda"):
-            loss = step_loss(transformer, batch, captions, texts, generator, settings.timestep_mean)
+            loss = step_loss(transformer, batch, captions, texts, generator, settings)
         loss.backward()
         kept = torch.zeros((), device=device)
         if priors and settings.prior_loss_weight > 0:
@@ -146,6 +175,12 @@ def fit(
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if means:
+            with torch.no_grad():
+                for mean, parameter in zip(means, parameters, strict=True):
+                    mean.lerp_(parameter, 1 - settings.ema_decay)
+                    if step == settings.steps:
+                        parameter.copy_(mean)
         yield StepReport(
             step=step,
             loss=loss.detach(),

@@ -125,9 +125,8 @@ def run(
             learned = [example for example in examples if example not in unseen]
         with stage("encoding prompts"):
             asked = _preview_prompts(request, flux, rules)
-            apart = prior.prompts(
-                spoken, request.trigger_word, PRIOR_PROMPTS if request.prior_loss_weight else 0, settings.seed
-            )
+            count = PRIOR_PROMPTS if request.prior_loss_weight else 0
+            apart = prior.prompts(spoken, request.trigger_word, count, settings.seed, settings.prior_kinds)
             texts, cut = encode.encode_texts(flux, plan, ["", *spoken, *asked, *apart])
             for prompt in (prompt for prompt in cut if prompt in spoken):
                 log(f"{WARNING}the base reads {flux.t5_tokens} tokens, so the end is lost of: {prompt}")

@@ -24,6 +24,9 @@ from lora.encode import Text, stack
 GUIDANCE = 3.5
 """The guidance that FLUX.1-dev is used with; what must survive is what people see."""
 
+KINDS = ("things", "made-up words", "captions")
+"""What is asked of the base; `prompts` says what each means, and of one kind more."""
+
 _THINGS = (
     *("circle", "square", "triangle", "star", "heart", "diamond", "ring", "moon", "house", "tree", "flower", "fish"),
     *("cat", "dog", "bird", "car", "boat", "person", "woman", "man", "child", "chair", "cup", "book", "shoe", "apple"),
@@ -50,26 +53,34 @@ class Prior:
     """(S, 4C), the base's prediction there."""
 
 
-def prompts(captions: Sequence[str], trigger_word: str, count: int, seed: int) -> list[str]:
-    """`count` prompts without the trigger word.
+def prompts(
+    captions: Sequence[str], trigger_word: str, count: int, seed: int, kinds: Sequence[str] = KINDS
+) -> list[str]:
+    """`count` prompts without the trigger word, of each kind in turn.
 
-    A third asks for ordinary things; a third for a made-up word in a thing's place or a style's; a third are the user's
-    own captions with a made-up word where the trigger word stood.
+    "things" asks for ordinary things; "made-up words" for a made-up word in a thing's place or a style's; "captions"
+    are the user's own with a made-up word where the trigger word stood; "captions of things" have a thing's name there,
+    as prior preservation has the class noun (arXiv:2208.12242).
     """
     rng = random.Random(seed)
     pattern = re.compile(re.escape(trigger_word), re.IGNORECASE)
     chosen = []
     for i in range(count):
-        if i % 3 == 0:
-            chosen.append(_ordinary(rng))
-        elif i % 3 == 1:
-            word = made_up_word(rng, trigger_word)
-            chosen.append(
-                _ordinary(rng, thing=word) if rng.random() < 0.6 else f"{_ordinary(rng)}, in the style of {word}"
-            )
-        else:
-            word = made_up_word(rng, trigger_word)
-            chosen.append(word.join(pattern.split(rng.choice(captions))))
+        match kinds[i % len(kinds)]:
+            case "things":
+                chosen.append(_ordinary(rng))
+            case "made-up words":
+                word = made_up_word(rng, trigger_word)
+                chosen.append(
+                    _ordinary(rng, thing=word) if rng.random() < 0.6 else f"{_ordinary(rng)}, in the style of {word}"
+                )
+            case "captions":
+                word = made_up_word(rng, trigger_word)
+                chosen.append(word.join(pattern.split(rng.choice(captions))))
+            case "captions of things":
+                chosen.append(rng.choice(_THINGS).join(pattern.split(rng.choice(captions))))
+            case kind:
+                raise AssertionError(f"no kind of prompt: {kind!r}")
     return chosen
 
 

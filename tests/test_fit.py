@@ -1,8 +1,10 @@
 """The loop: what one step computes, what a run repeats, and what the settings do."""
 
 import copy
+import dataclasses
 import math
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -30,12 +32,24 @@ def _train(
     return adapter.state_dict(transformer), reports
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"uniform_timesteps": True},
+        {"timestep_mean": 1.5},
+        {"guidance": 3.5},
+        {"weight_decay": 10.0},
+        {"adam_epsilon": 1.0},
+    ],
+    ids=str,
+)
 def test_a_step_equals_one_written_by_hand(
-    tiny_flux: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text]
+    tiny_flux: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text], changes: dict[str, Any]
 ) -> None:
     """diffusers' transformer called as its pipeline calls it, torch's AdamW, and the paper's loss in three lines."""
     settings = Settings(
-        steps=1, batch_size=1, learning_rate=1e-3, caption_dropout_rate=0.0, prior_loss_weight=0.0, seed=7
+        steps=1, batch_size=1, learning_rate=1e-3, caption_dropout_rate=0.0, prior_loss_weight=0.0, seed=7, **changes
     )
     reference = copy.deepcopy(tiny_flux)
     parameters = adapter.attach(tiny_flux, 4, seed=3)
@@ -43,14 +57,19 @@ def test_a_step_equals_one_written_by_hand(
 
     example, generator = examples[0], torch.Generator().manual_seed(7)
     theirs = adapter.attach(reference, 4, seed=3)
-    optimizer = torch.optim.AdamW(theirs, lr=1e-3, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(
+        theirs, lr=1e-3, weight_decay=changes.get("weight_decay", 1e-4), eps=changes.get("adam_epsilon", 1e-8)
+    )
     latents = example.mean[None] + example.std[None] * torch.randn(1, 3, 16, generator=generator)
     noise = torch.randn(1, 3, 16, generator=generator)
-    t = torch.sigmoid(torch.randn(1, generator=generator))
+    if "uniform_timesteps" in changes:
+        t = torch.rand(1, generator=generator)
+    else:
+        t = torch.sigmoid(torch.randn(1, generator=generator) + changes.get("timestep_mean", 0.0))
     predicted = reference(
         hidden_states=(1 - t) * latents + t * noise,
         timestep=t,
-        guidance=torch.tensor([1.0]),
+        guidance=torch.tensor([changes.get("guidance", 1.0)]),
         encoder_hidden_states=texts[example.caption]["prompt_embeds"][None],
         pooled_projections=texts[example.caption]["pooled"][None],
         txt_ids=torch.zeros(5, 3),
@@ -151,6 +170,39 @@ def test_the_learning_rate_warms_up_and_decays() -> None:
     assert rates[19:] == sorted(rates[19:], reverse=True)
     assert rates[-1] == pytest.approx(0.1)
     assert fit.learning_rate_at(1, 1, 1.0) == 1.0
+
+
+def test_a_constant_rate_is_the_peak_at_every_step(
+    tiny_flux: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text]
+) -> None:
+    _, falling = _train(copy.deepcopy(tiny_flux), examples, texts, SETTINGS)
+    _, constant = _train(tiny_flux, examples, texts, dataclasses.replace(SETTINGS, constant_rate=True))
+    assert [report.learning_rate for report in constant] == [1e-3] * 6
+    assert falling[-1].learning_rate == pytest.approx(1e-4)
+
+
+def test_the_running_mean_takes_the_weights_place_at_the_end_and_changes_nothing_before(
+    tiny_flux: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text]
+) -> None:
+    """Beside a mean over the weights of a run without one, as ai-toolkit's `ema.py` keeps it."""
+
+    def weights_after_each_step(settings: Settings) -> list[list[torch.Tensor]]:
+        transformer = copy.deepcopy(tiny_flux)
+        parameters = adapter.attach(transformer, 4, seed=3)
+        after = [[p.detach().clone() for p in parameters]]
+        for _ in fit.fit(transformer, parameters, examples, [], texts, settings):
+            after.append([p.detach().clone() for p in parameters])
+        return after
+
+    plain = weights_after_each_step(SETTINGS)
+    averaged = weights_after_each_step(dataclasses.replace(SETTINGS, ema_decay=0.8))
+    mean = plain[0]
+    for weights in plain[1:]:
+        mean = [0.8 * m + 0.2 * w for m, w in zip(mean, weights, strict=True)]
+    for before, same in zip(plain[:-1], averaged[:-1], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(before, same, strict=True))
+    for ours, wanted in zip(averaged[-1], mean, strict=True):
+        torch.testing.assert_close(ours, wanted)
 
 
 def test_the_default_rate_is_the_fields_on_flux_and_grows_for_narrow_models() -> None:

@@ -18,6 +18,18 @@ def test_no_prompt_has_the_trigger_word_and_the_users_captions_come_back_with_an
     assert prompts != prior.prompts(captions, "TOK", 90, seed=2)
 
 
+def test_each_kind_of_prompt_is_what_it_says() -> None:
+    def asked(*kinds: str) -> list[str]:
+        return prior.prompts(["a TOK on a sofa"], "TOK", 40, seed=1, kinds=kinds)
+
+    words = {"a", "an", "on", "the", "left", "right", "at", "top", "bottom", "small", "large", "background", "sofa"}
+    known = words | {word for name in (*prior._THINGS, *prior._COLOURS) for word in name.split()}
+    assert all(set(prompt.split()) <= known for prompt in asked("things") + asked("captions of things"))
+    assert all(set(prompt.split()) - known for prompt in asked("made-up words") + asked("captions"))
+    assert all(prompt.endswith(" on a sofa") for prompt in asked("captions") + asked("captions of things"))
+    assert asked(*prior.KINDS) == prior.prompts(["a TOK on a sofa"], "TOK", 40, seed=1)
+
+
 def test_a_trigger_word_of_signs_is_replaced_as_it_stands() -> None:
     for word in (r"\1", "a+b", "[x]", "(", "猫"):
         prompts = prior.prompts([f"{word} in the sun"], word, 30, seed=0)
