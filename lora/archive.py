@@ -59,11 +59,36 @@ def unpack(archive: Path, folder: Path) -> list[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     assert not any(folder.iterdir()), f"{folder} must be empty"
-    if archive.is_dir():
-        raise ValueError("input_images: must be a zip, tar or tar.gz of pictures, but it is a folder: pack it.")
-    with open(archive, "rb") as file:
+    try:
+        if archive.is_dir():
+            raise ValueError("must be a zip, tar or tar.gz of pictures, but it is a folder: pack it.")
+        with open(archive, "rb") as file:
+            source = _Counted(file)
+            return sorted(_write(_entries(source), folder, source))
+    except ValueError as error:
+        raise ValueError(f"input_images: {error}") from error
+
+
+def is_tar(path: Path) -> bool:
+    """Whether the file begins as a tar or a gzip does, or is nothing but zeros there, as a tar without files is."""
+    with open(path, "rb") as file:
+        head = file.read(512)
+    return _is_gzip(head) or _is_tar(head) or head == bytes(512)
+
+
+def tar_files(tar: Path) -> Iterator[tuple[str, Iterator[bytes]]]:
+    """The name and the bytes of each plain file of a tar or tar.gz, in one pass; what nobody asks for is skipped.
+
+    Raises ValueError where it is damaged, and as soon as it passes MAX_ENTRIES, MAX_BYTES or MAX_RATIO, whether the
+    bytes are asked for or skipped.
+    """
+    with open(tar, "rb") as file:
         source = _Counted(file)
-        return sorted(_write(_entries(source), folder, source))
+        for seen, entry in enumerate(_tar_entries(source), start=1):
+            if seen > MAX_ENTRIES:
+                raise ValueError(f"more than {MAX_ENTRIES:,} entries")
+            if not entry.is_folder and not entry.fault:
+                yield entry.name, _limited(entry, 0, source)
 
 
 def is_junk(name: str) -> bool:
@@ -136,7 +161,7 @@ def _write(entries: Iterable[_Entry], folder: Path, source: _Counted) -> Iterato
     total = 0
     for seen, entry in enumerate(entries, start=1):
         if seen > MAX_ENTRIES:
-            raise ValueError(f"input_images: more than {MAX_ENTRIES:,} entries. Send only the pictures and captions.")
+            raise ValueError(f"more than {MAX_ENTRIES:,} entries. Send only the pictures and captions.")
         try:
             parts = _parts(entry.name)
             if is_junk("/".join(parts)) or (entry.is_folder and not entry.fault):
@@ -162,7 +187,7 @@ def _write(entries: Iterable[_Entry], folder: Path, source: _Counted) -> Iterato
             raise OSError(error.errno, message) from error
     if faults:
         more = [f"… and {len(faults) - _FAULTS_SHOWN} more"] if len(faults) > _FAULTS_SHOWN else []
-        lines = ["input_images: these entries of the archive cannot be used:", *faults[:_FAULTS_SHOWN], *more]
+        lines = ["these entries of the archive cannot be used:", *faults[:_FAULTS_SHOWN], *more]
         raise ValueError("\n  ".join(lines))
 
 
@@ -175,8 +200,8 @@ def _limited(entry: _Entry, total: int, source: _Counted) -> Iterator[bytes]:
             raise _too_large(entry.name)
         if size > RATIO_FROM and size > MAX_RATIO * (source.count - before):
             raise ValueError(
-                f"input_images: {_shown(entry.name)} unpacks to more than {MAX_RATIO} times its packed size, which "
-                f"entries over {RATIO_FROM / 2**20:g} MiB may not. Save the picture as JPEG or PNG."
+                f"{_shown(entry.name)} unpacks to more than {MAX_RATIO} times its packed size, which entries over "
+                f"{RATIO_FROM / 2**20:g} MiB may not. Pack it without compression, or save a picture as JPEG or PNG."
             )
         yield chunk
 
@@ -226,7 +251,7 @@ class _Names:
             raise _BadEntry(f"and {_shown(other)} are two entries that become one name: rename one of them")
         self.files[whole] = name
         if len(self.files) > MAX_FILES:
-            raise ValueError(f"input_images: more than {MAX_FILES:,} files. Send fewer pictures.")
+            raise ValueError(f"more than {MAX_FILES:,} files. Send fewer pictures.")
         self.folders.update((key, name) for key in above)
 
 
@@ -238,13 +263,11 @@ def _entries(source: _Counted) -> Iterator[_Entry]:
     """The entries of whatever kind of archive this is, by its first bytes."""
     head = source.read(512)
     source.seek(0)
-    if head.startswith(b"\x1f\x8b"):
-        return _tar_entries(_Gunzip(source), "tar.gz")
-    if _is_tar(head):
-        return _tar_entries(source, "tar")
+    if _is_gzip(head) or _is_tar(head):
+        return _tar_entries(source)
     if head.startswith((b"PK\3\4", b"PK\5\6")) or zipfile.is_zipfile(source):  # a self-extractor starts otherwise
         return _zip_entries(source)
-    raise ValueError(f"input_images: must be a zip, tar or tar.gz of pictures, but {_what_it_is(head)}.")
+    raise ValueError(f"must be a zip, tar or tar.gz of pictures, but {_what_it_is(head)}.")
 
 
 _OTHER_KINDS = {
@@ -351,6 +374,10 @@ class _Gunzip:
                 return data
 
 
+def _is_gzip(head: bytes) -> bool:
+    return head.startswith(b"\x1f\x8b\x08")  # the third byte is the one method that there is (RFC 1952)
+
+
 def _is_tar(header: bytes) -> bool:
     try:
         tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
@@ -359,9 +386,14 @@ def _is_tar(header: bytes) -> bool:
     return True
 
 
-def _tar_entries(source: _Source, kind: str) -> Iterator[_Entry]:
-    """The entries of a tar, in one pass forward (`tarfile` follows headers wherever they point, and takes a damaged
-    header for the end). A long name comes in an entry of its own before the file: GNU's type L, or pax's x."""
+def _tar_entries(file: _Counted) -> Iterator[_Entry]:
+    """The entries of a tar or tar.gz, in one pass forward (`tarfile` follows headers wherever they point, and takes a
+    damaged header for the end). A long name comes in an entry of its own before the file: GNU's type L, or pax's x."""
+    source: _Source = file
+    kind = "tar"
+    if _is_gzip(file.read(3)):
+        source, kind = _Gunzip(file), "tar.gz"
+    file.seek(0)
     stream = _TarStream(source, kind)
     name: str | None = None
     while any(header := stream.exactly(512)):
@@ -369,9 +401,7 @@ def _tar_entries(source: _Source, kind: str) -> Iterator[_Entry]:
             info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
         except tarfile.TarError as error:
             if stream.at == len(header):
-                raise ValueError(
-                    "input_images: must be a zip, tar or tar.gz of pictures: it has no tar in it."
-                ) from error
+                raise ValueError(f"the {kind} has no tar in it. Pack and upload it again.") from error
             raise _damaged(kind, str(error)) from error
         if info.size < 0:
             raise _damaged(kind, f"{_shown(info.name)} claims {info.size} bytes")
@@ -448,10 +478,8 @@ def _shown(name: str) -> str:
 
 
 def _damaged(kind: str, why: str) -> ValueError:
-    return ValueError(f"input_images: the {kind} is cut short or damaged ({why}). Pack and upload it again.")
+    return ValueError(f"the {kind} is cut short or damaged ({why}). Pack and upload it again.")
 
 
 def _too_large(name: str) -> ValueError:
-    return ValueError(
-        f"input_images: more than {MAX_BYTES / 2**30:g} GiB unpacked, at {_shown(name)}. Send fewer pictures."
-    )
+    return ValueError(f"more than {MAX_BYTES / 2**30:g} GiB unpacked, at {_shown(name)}. Send less.")

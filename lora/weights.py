@@ -6,7 +6,6 @@ can run code.
 
 import json
 import math
-import tarfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from lora import names
+from lora import archive, names
 from lora.names import Pair
 
 FLUX_WIDTH = 3072
@@ -55,45 +54,51 @@ def read(path: Path) -> Weights:
     try:
         naming, pairs = names.parse(tensors)
         pairs = names.from_naming(naming, pairs)
+        alphas = any(key.endswith(".alpha") for key in tensors)
+        if not alphas:
+            pairs = _scaled(pairs, metadata)
     except ValueError as error:
         raise ValueError(f"{path.name} is not a LoRA for FLUX: {error}") from error
-    alphas = any(key.endswith(".alpha") for key in tensors)
-    if not alphas:
-        pairs = {layer: _scaled(pair, metadata) for layer, pair in pairs.items()}
     return Weights(naming=naming, pairs=pairs, metadata=metadata, has_alphas=alphas)
 
 
-def _scaled(pair: Pair, metadata: Mapping[str, str]) -> Pair:
-    """The pair with the alpha in B that diffusers' header tells, where it tells one: peft scales by alpha / rank."""
-    config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    alpha, (a, b) = config.get("transformer.lora_alpha"), pair
-    if alpha is None:
-        return pair
-    scale = alpha / (math.sqrt(len(a)) if config.get("transformer.use_rslora") else len(a))
-    return pair if scale == 1 else (a, (b.float() * scale).to(b.dtype))
+def _scaled(pairs: Mapping[str, Pair], metadata: Mapping[str, str]) -> dict[str, Pair]:
+    """The pairs with the alpha in B that diffusers' header tells, where it tells one: peft scales by alpha / rank."""
+    try:
+        config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+        alpha, root = config.get("transformer.lora_alpha"), config.get("transformer.use_rslora")
+        if alpha is None:
+            return dict(pairs)
+        scales = {layer: alpha / (math.sqrt(len(a)) if root else len(a)) for layer, (a, _) in pairs.items()}
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise ValueError(f"its lora_adapter_metadata cannot be read: {error}") from error
+    return {
+        layer: (a, b) if scales[layer] == 1 else (a, (b.float() * scales[layer]).to(b.dtype))
+        for layer, (a, b) in pairs.items()
+    }
 
 
 def take_out(tar: Path, folder: Path) -> Path:
-    """The one safetensors of a trainer's tar, written below `folder`; a file that is no tar comes back as it is.
+    """The one safetensors of a trainer's tar or tar.gz, written below `folder`; any other file comes back as it is.
 
-    Raises ValueError where a tar holds none, or several: every reader of such tars would take one at random.
+    Raises ValueError where a tar holds none, or several (every reader of such tars would take one at random), where it
+    is damaged, and where it passes the limits of `archive`. After an error `folder` is half filled.
     """
-    if not tarfile.is_tarfile(tar):
+    if not archive.is_tar(tar):
         return tar
+    path, found = folder / "lora.safetensors", []
     try:
-        with tarfile.open(tar) as archive:
-            found = [member for member in archive if member.isfile() and member.name.endswith(".safetensors")]
-            if len(found) != 1:
-                inside = ", ".join(member.name for member in found) or "none"
-                raise ValueError(f"{tar.name} must hold one safetensors file, but holds {len(found)}: {inside}")
-            path = folder / "lora.safetensors"
-            source = archive.extractfile(found[0])
-            assert source is not None, "a plain file can be read"
-            with source, path.open("wb") as out:
-                while block := source.read(1 << 20):
-                    out.write(block)
-    except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{tar.name} is a damaged tar: {error}") from error
+        for name, chunks in archive.tar_files(tar):
+            if name.endswith(".safetensors"):
+                found.append(name)
+                if len(found) == 1:
+                    with path.open("wb") as out:
+                        out.writelines(chunks)
+    except ValueError as error:
+        raise ValueError(f"{tar.name} cannot be unpacked: {error}") from error
+    if len(found) != 1:
+        inside = ", ".join(found[:5]) or "none"
+        raise ValueError(f"{tar.name} must hold one safetensors file, but holds {len(found)}: {inside}")
     return path
 
 

@@ -21,7 +21,7 @@ LORA = {
     "encode": {"base", "flow", "hardware"},
     "prior": {"encode", "flow"},
     "names": set(),
-    "weights": {"names"},
+    "weights": {"archive", "names"},
     "adapter": {"names", "weights"},
     "fit": {"encode", "flow", "prior"},
     "generate": {"names", "weights"},

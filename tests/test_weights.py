@@ -1,6 +1,8 @@
 """LoRA files: what is read, what is written, and what is said of them."""
 
+import io
 import json
+import random
 import subprocess
 import sys
 import tarfile
@@ -27,6 +29,15 @@ ALL = {
 
 def _file(path: Path, pairs: Mapping[str, Pair], naming: str = "diffusers") -> Path:
     weights.write(path, pairs, HEADER, naming)
+    return path
+
+
+def _tar(path: Path, files: Mapping[str, bytes], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as out:  # type: ignore[call-overload]
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            out.addfile(info, io.BytesIO(data))
     return path
 
 
@@ -116,6 +127,52 @@ def test_a_tar_must_hold_one_lora(tmp_path: Path) -> None:
         pass
     with pytest.raises(ValueError, match="holds 0: none"):
         weights.take_out(tmp_path / "none.tar", tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_tar_is_packed_or_not_and_what_else_is_in_it_is_passed_over(mode: str, tmp_path: Path) -> None:
+    path = _file(tmp_path / "a.safetensors", a_lora(2, width=48))
+    tar = _tar(tmp_path / "x", {"../a.txt": b"no", "in/a.safetensors": path.read_bytes(), "z": bytes(9**6)}, mode)
+    taken = weights.take_out(tar, tmp_path)
+    assert taken.read_bytes() == path.read_bytes()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.safetensors", "lora.safetensors", "x"]
+    assert weights.take_out(path, tmp_path) == path
+    tar.write_bytes(tar.read_bytes()[:-9] if mode == "w:gz" else tar.read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"x cannot be unpacked: the tar(\.gz)? is cut short or damaged"):
+        weights.take_out(tar, tmp_path)
+
+
+def test_a_tar_that_unpacks_to_too_much_is_refused_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bombs, small ones: in the file that is looked for, in one that is skipped, as a claim, and by their number."""
+    bomb = bytes(12 * 2**20)
+    with pytest.raises(ValueError, match=r"x\.tar cannot be unpacked: 'a\.safetensors' unpacks to more than 100 times"):
+        weights.take_out(_tar(tmp_path / "x.tar", {"a.safetensors": bomb}, "w:gz"), tmp_path)
+    assert (tmp_path / "lora.safetensors").stat().st_size < len(bomb)
+
+    monkeypatch.setattr(archive, "MAX_ENTRIES", 100)
+    monkeypatch.setattr(archive, "MAX_BYTES", 2**20)
+    with pytest.raises(ValueError, match=r"GiB unpacked, at 'a\.safetensors'"):
+        weights.take_out(_tar(tmp_path / "x.tar", {"a.safetensors": random.randbytes(2**20 + 1)}), tmp_path)
+    assert (tmp_path / "lora.safetensors").stat().st_size <= 2**20
+    with pytest.raises(ValueError, match="GiB unpacked"):
+        weights.take_out(_tar(tmp_path / "x.tar", {"skipped": bomb}, "w:gz"), tmp_path)
+    with pytest.raises(ValueError, match="more than 100 entries"):
+        weights.take_out(_tar(tmp_path / "x.tar", {f"{n}.safetensors": b"" for n in range(101)}), tmp_path)
+    long = tarfile.TarInfo("long")
+    long.type, long.size = tarfile.GNUTYPE_LONGNAME, 2**40
+    (tmp_path / "x.tar").write_bytes(long.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    with pytest.raises(ValueError, match="a header claims 1,099,511,627,776 bytes"):
+        weights.take_out(tmp_path / "x.tar", tmp_path)
+
+
+@pytest.mark.parametrize("said", ["{", "[1]", '{"transformer.lora_alpha": "much"}', "[" * 100_000])
+def test_a_header_that_makes_no_sense_is_a_fault_of_that_file(said: str, tmp_path: Path) -> None:
+    tensors = names.to_naming("diffusers", a_lora(2, width=48))
+    save_file(tensors, tmp_path / "x.safetensors", metadata={"lora_adapter_metadata": said})
+    with pytest.raises(ValueError, match=r"x\.safetensors is not a LoRA for FLUX: its lora_adapter_metadata cannot"):
+        weights.read(tmp_path / "x.safetensors")
 
 
 def test_a_sound_lora_of_flux_has_no_faults_and_loads_everywhere(tmp_path: Path) -> None:
