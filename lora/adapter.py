@@ -10,6 +10,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
 from lora import weights
+from lora.layer import AdaptedLinear
 from lora.names import Pair
 
 DOUBLE_LAYERS = (
@@ -104,17 +105,18 @@ def attach(
     """Freezes the base and adds a LoRA of alpha = rank on `modules` (all that can be adapted, where None).
 
     It starts as the identity, or as `start`, which must fit (`differences`). Returns its weights, in float32 whatever
-    the base's type: steps of 1e-4 vanish in bf16's 8 bits. The base's own weights require no gradient afterwards.
+    the base's type (`lora.layer`). The base's own weights require no gradient afterwards.
     `seed` fixes A; B is zero (Hu et al. 2021, arXiv:2106.09685).
     """
     transformer.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         targets = target_modules(transformer) if modules is None else list(modules)
-        transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
+        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets)
+        # peft's own way to bring a layer of one's own: "Custom models" in its developer guides.
+        config._register_custom_module({torch.nn.Linear: AdaptedLinear})
+        transformer.add_adapter(config)
     parameters = [p for p in transformer.parameters() if p.requires_grad]
-    for parameter in parameters:
-        parameter.data = parameter.data.float()
     if start is not None:
         halves = {layer: {"lora_A": a, "lora_B": b} for layer, (a, b) in start.items()}
         named = {f"{layer}.{half}.weight": t.float() for layer, pair in halves.items() for half, t in pair.items()}

@@ -163,14 +163,11 @@ def fit(
         rate = peak if settings.constant_rate else learning_rate_at(step, settings.steps, peak)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        # The adapter's weights are float32 and the base is bf16 on a GPU: autocast multiplies them in the base's type.
-        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device.type == "cuda"):
-            loss = step_loss(transformer, batch, captions, texts, generator, settings)
+        loss = step_loss(transformer, batch, captions, texts, generator, settings)
         loss.backward()
         kept = torch.zeros((), device=device)
         if priors and settings.prior_loss_weight > 0:
-            with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device.type == "cuda"):
-                kept = prior_loss(transformer, rng.sample(priors, min(settings.batch_size, len(priors))), texts)
+            kept = prior_loss(transformer, rng.sample(priors, min(settings.batch_size, len(priors))), texts)
             (settings.prior_loss_weight * kept).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()

@@ -62,8 +62,7 @@ def loss(
         timesteps = torch.full((1,), (look + 0.5) / LOOKS, device=latents.device)
         noisy = flow.add_noise(latents, noise, timesteps)
         text = stack(texts, [example.caption])
-        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=latents.device.type == "cuda"):
-            prediction = flow.velocity(transformer, noisy, timesteps, flow.TRAINING_GUIDANCE, text, example.size)
+        prediction = flow.velocity(transformer, noisy, timesteps, flow.TRAINING_GUIDANCE, text, example.size)
         losses.append(flow.flow_loss(prediction, latents, noise))
     return torch.stack(losses).mean().item()
 

@@ -1,0 +1,120 @@
+"""The adapted layer, held against peft's own and against plain float32."""
+
+import copy
+import functools
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import FluxTransformer2DModel
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor
+
+from lora import adapter, encode, flow
+from lora.encode import Text
+from lora.layer import AdaptedLinear
+
+SIZES = ((4, 4), (2, 6))
+
+
+def _by_peft(transformer: FluxTransformer2DModel) -> None:
+    """peft's own layer, with masters in float32."""
+    transformer.requires_grad_(False)
+    transformer.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=adapter.target_modules(transformer)))
+    for parameter in transformer.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+_by_us = functools.partial(adapter.attach, rank=4, seed=3)
+
+
+def _gradients(
+    transformer: FluxTransformer2DModel,
+    attach: Callable[[FluxTransformer2DModel], object],
+    texts: dict[str, Text],
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """Gradients at LoRA weights, inputs and targets that are the same in every call, all of them such as bf16 holds."""
+    transformer = copy.deepcopy(transformer).bfloat16().to(dtype)
+    attach(transformer)
+    generator = torch.Generator().manual_seed(5)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).bfloat16()
+
+    trained = {name: p for name, p in transformer.named_parameters() if p.requires_grad}
+    for name in sorted(trained):
+        trained[name].data = (0.3 * randn(*trained[name].shape)).float()
+    said = {prompt: {key: t.bfloat16().to(dtype) for key, t in text.items()} for prompt, text in texts.items()}
+    for size in SIZES:
+        noisy, wanted = randn(2, size[0] * size[1] // 4, 16), randn(2, size[0] * size[1] // 4, 16)
+        # 1000 times the timestep and the guidance are such as bf16 holds, too.
+        times, text = torch.tensor([0.25, 0.5]), encode.stack(said, ["a TOK", "a red house"])
+        predicted = flow.velocity(transformer, noisy.to(dtype), times, 1.0, text, size)
+        F.mse_loss(predicted.float(), wanted.float()).backward()
+    return {name: p.grad for name, p in trained.items() if p.grad is not None}
+
+
+def _errors(gradients: dict[str, Tensor], wanted: dict[str, Tensor]) -> Tensor:
+    """Of each gradient, relative to its size."""
+    assert gradients.keys() == wanted.keys()
+    return torch.stack([(gradients[name] - wanted[name]).norm() / wanted[name].norm() for name in wanted])
+
+
+def test_in_float32_every_gradient_is_what_pefts_layer_gives(
+    tiny_flux: FluxTransformer2DModel, texts: dict[str, Text]
+) -> None:
+    gradients = _gradients(tiny_flux, _by_us, texts, torch.float32)
+    wanted = _gradients(tiny_flux, _by_peft, texts, torch.float32)
+    assert len(gradients) == 2 * len(adapter.target_modules(tiny_flux))
+    assert _errors(gradients, wanted).max() < 1e-5
+
+
+def test_in_bf16_every_gradient_is_float32s_within_bf16s_rounding_and_no_worse_than_pefts(
+    tiny_flux: FluxTransformer2DModel, texts: dict[str, Text]
+) -> None:
+    wanted = _gradients(tiny_flux, _by_us, texts, torch.float32)
+    gradients = _gradients(tiny_flux, _by_us, texts, torch.bfloat16)
+    assert {gradient.dtype for gradient in gradients.values()} == {torch.float32}
+    errors = _errors(gradients, wanted)
+    theirs = _errors(_gradients(tiny_flux, _by_peft, texts, torch.bfloat16), wanted)
+    assert errors.max() < 8 * 2**-8
+    assert errors.mean() < 1.1 * theirs.mean()
+
+
+def test_switched_off_it_is_the_base(tiny_flux: FluxTransformer2DModel, texts: dict[str, Text]) -> None:
+    def predict() -> Tensor:
+        text = encode.stack(texts, ["a TOK"])
+        with torch.no_grad():
+            return flow.velocity(tiny_flux, torch.ones(1, 4, 16), torch.tensor([0.5]), 1.0, text, (4, 4))
+
+    plain = predict()
+    for parameter in adapter.attach(tiny_flux, 4, seed=3):
+        parameter.data += 0.1
+    assert not torch.allclose(predict(), plain)
+    tiny_flux.disable_adapters()
+    assert torch.equal(predict(), plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_keeps_its_input_once_and_little_beside_it(dtype: torch.dtype) -> None:
+    """What is kept for the backward pass, counted by its storages: q, k and v of one input share that input."""
+    kept: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    model = torch.nn.ModuleList(torch.nn.Linear(64, 64, dtype=dtype) for _ in range(3)).requires_grad_(False)
+    config = LoraConfig(r=4, lora_alpha=4, target_modules=["0", "1", "2"])
+    config._register_custom_module({torch.nn.Linear: AdaptedLinear})
+    inject_adapter_in_model(config, model)
+    weights = sum(parameter.nbytes for parameter in model.parameters() if not parameter.requires_grad)
+    x = torch.randn(2, 100, 64, dtype=dtype, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        outputs = [layer(x) for layer in model]
+    assert [output.shape for output in outputs] == [x.shape] * 3
+    masters = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    assert sum(kept.values()) <= x.nbytes + 3 * x.nbytes * 4 // 64 + weights + masters
