@@ -106,12 +106,12 @@ def step_loss(
     std = torch.stack([example.std for example in batch])
 
     def randn() -> Tensor:
-        return torch.randn(mean.shape, generator=generator).to(mean)
+        return torch.randn(mean.shape, generator=generator, device=generator.device).to(mean)
 
     latents = mean + std * randn()
     noise = randn()
     if settings.uniform_timesteps:
-        timesteps = torch.rand(len(batch), generator=generator)
+        timesteps = torch.rand(len(batch), generator=generator, device=generator.device)
     else:
         timesteps = flow.sample_timesteps(len(batch), generator, settings.timestep_mean)
     timesteps = timesteps.to(mean.device)
@@ -124,7 +124,7 @@ def step_loss(
 def prior_loss(transformer: FluxTransformer2DModel, batch: Sequence[Prior], texts: Mapping[str, Text]) -> Tensor:
     """How far the adapted model has gone from the base on steps of the base's own drawings, a scalar."""
     noisy = torch.stack([p.noisy for p in batch])
-    timesteps = torch.tensor([p.timestep for p in batch], device=noisy.device)
+    timesteps = torch.tensor([p.timestep for p in batch]).to(noisy.device, non_blocking=True)
     text = stack(texts, [p.prompt for p in batch])
     prediction = flow.velocity(transformer, noisy, timesteps, prior.GUIDANCE, text, batch[0].size)
     return F.mse_loss(prediction.float(), torch.stack([p.velocity for p in batch]).float())
@@ -144,8 +144,9 @@ def fit(
     give the same weights, bit for bit on a CPU.
     """
     rng = random.Random(settings.seed)
-    generator = torch.Generator().manual_seed(settings.seed)
     device = parameters[0].device
+    # On the training's own device: noise that comes from elsewhere would make every step wait for the one before.
+    generator = torch.Generator(device).manual_seed(settings.seed)
     optimizer = torch.optim.AdamW(
         parameters,
         lr=settings.learning_rate,

@@ -5,6 +5,7 @@ model learns the velocity v = e - x (Esser et al. 2024, arXiv:2403.03206, and Bl
 pictures, C latent channels, H x W latent cells, S = H/2 * W/2 image tokens, T text tokens.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -33,16 +34,18 @@ def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
     return tokens.permute(0, 3, 1, 4, 2, 5).reshape(b, c // 4, height, width)
 
 
+@functools.cache
 def image_ids(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
-    """(S, 3) position ids (0, row, column) of the tokens of height x width latent cells."""
+    """(S, 3) position ids (0, row, column) of the tokens of height x width latent cells; made once a size and device."""
     rows = torch.arange(height // 2, device=device, dtype=torch.float32)
     columns = torch.arange(width // 2, device=device, dtype=torch.float32)
     grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1)
     return F.pad(grid, (1, 0)).reshape(-1, 3)
 
 
+@functools.cache
 def text_ids(tokens: int, device: torch.device | str = "cpu") -> Tensor:
-    """(T, 3) zeros: FLUX gives its text tokens no position."""
+    """(T, 3) zeros, made once: FLUX gives its text tokens no position."""
     return torch.zeros(tokens, 3, device=device)
 
 
@@ -51,7 +54,7 @@ def sample_timesteps(count: int, generator: torch.Generator, mean: float = 0.0, 
 
     A higher mean sees more noise, which settles layout and style; a lower one settles detail.
     """
-    return torch.sigmoid(mean + std * torch.randn(count, generator=generator))
+    return torch.sigmoid(mean + std * torch.randn(count, generator=generator, device=generator.device))
 
 
 def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

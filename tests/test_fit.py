@@ -4,11 +4,13 @@ import copy
 import dataclasses
 import math
 import random
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora import adapter, fit, prior
 from lora.encode import Example, Text
@@ -83,6 +85,36 @@ def test_a_step_equals_one_written_by_hand(
     torch.testing.assert_close(report.loss, loss.detach())
     for ours, wanted in zip(parameters, theirs, strict=True):
         torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-6)
+
+
+class _Waiting(TorchDispatchMode):
+    """Counts what would make the CPU wait for a GPU: reading a value, or making a tensor of Python's numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen[func._overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_reads_nothing_back_from_the_device(
+    tiny_flux: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text]
+) -> None:
+    priors = _priors(tiny_flux, texts)
+    parameters = adapter.attach(tiny_flux, 4, seed=3)
+    steps = fit.fit(tiny_flux, parameters, examples, priors, texts, SETTINGS)
+    next(steps)
+    with _Waiting() as waiting:
+        report = next(steps)
+        taken = dict(waiting.seen)
+        report.loss.item()
+        torch.tensor([report.learning_rate])
+    assert taken["addmm_"] > 0
+    # The times of the base's drawings are the only numbers that come from the CPU, and go without waiting.
+    assert (taken.get("_local_scalar_dense", 0), taken.get("lift_fresh", 0)) == (0, 1)
+    assert (waiting.seen["_local_scalar_dense"], waiting.seen["lift_fresh"]) == (1, 2)
 
 
 def test_the_same_seed_gives_the_same_weights_bit_for_bit_and_another_seed_others(
