@@ -36,7 +36,7 @@ def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
 
 @functools.cache
 def image_ids(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
-    """(S, 3) position ids (0, row, column) of the tokens of height x width latent cells; made once a size and device."""
+    """(S, 3) position ids (0, row, column) of the tokens of height x width latent cells; made once for a size."""
     rows = torch.arange(height // 2, device=device, dtype=torch.float32)
     columns = torch.arange(width // 2, device=device, dtype=torch.float32)
     grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1)
