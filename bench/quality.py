@@ -13,10 +13,17 @@
 
 Every line of the results file is one training; a run goes on where it was stopped. Scores come from `toyflux.judge`,
 which never saw a generated picture, and every recipe sees the same scenes and the same noise.
+
+The learning rate falls to its end over a training's own length, so a long training that is looked at halfway is not one
+of half the steps: each number of steps is a training of its own, as it is for who asks for that number. Trainings are
+taken in an order in which a run that stops anywhere (`--minutes`) has seen the recipes on the same looks, and as many
+looks as it could.
 """
 
 import argparse
 import contextlib
+import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -24,8 +31,8 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +43,8 @@ import transformers
 from diffusers import FluxPipeline
 from PIL import Image
 
-from lora import base, generate, job, source
+from lora import adapter, base, generate, job, source, weights
+from lora.base import Base
 from lora.generate import Lora
 from lora.request import TrainRequest
 from script import signature
@@ -57,17 +65,25 @@ class Recipe:
     """Inputs of `train` other than its defaults. A learning rate is for FLUX.1-dev's width, as its source gives it."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `lora.fit.Settings` other than those decided from the inputs."""
+    gaussian_start: bool = False
+    """A LoRA whose A is normal with a standard deviation of 1 / rank, peft's `init_lora_weights="gaussian"`."""
+    short_captions: bool = False
+    """The trigger word and nothing else of what a picture shows."""
 
 
 ATTENTION_AND_DOUBLE_FF = r"\.attn\.(to|add)_|\.ff(_context)?\.net"
 RECIPES = {
     "defaults": Recipe(),
     "without preservation": Recipe(inputs={"prior_loss_weight": 0.0}),
-    # ostris/flux-dev-lora-trainer on Replicate; its EMA of 0.99 and its adapters on the modulation are not in this code
+    # ostris/flux-dev-lora-trainer on Replicate: the configuration in `train.py` of replicate/flux-fine-tuner, and of
+    # ostris/ai-toolkit what that leaves to its defaults. Not so here: its adapters on the modulation, its three sizes
+    # of each picture (the toy base has one), Adam's moments in eight bits.
     "ostris": Recipe(
-        inputs={"learning_rate": 4e-4, "lora_rank": 16, "caption_dropout_rate": 0.05, "prior_loss_weight": 0.0}
+        inputs={"learning_rate": 4e-4, "lora_rank": 16, "caption_dropout_rate": 0.05, "prior_loss_weight": 0.0},
+        settings={"constant_rate": True, "ema_decay": 0.99, "weight_decay": 1e-2, "adam_epsilon": 1e-6},
     ),
-    # diffusers' train_dreambooth_lora_flux.py; its uniform timesteps and guidance of 3.5 are not in this code
+    # The defaults of diffusers' examples/dreambooth/train_dreambooth_lora_flux.py, with a caption for each picture. One
+    # step sees four pictures.
     "diffusers": Recipe(
         inputs={
             "learning_rate": 1e-4,
@@ -76,15 +92,28 @@ RECIPES = {
             "caption_dropout_rate": 0.0,
             "prior_loss_weight": 0.0,
             "layers_to_optimize_regex": ATTENTION_AND_DOUBLE_FF,
-        }
+        },
+        settings={"constant_rate": True, "uniform_timesteps": True, "guidance": 3.5},
+        gaussian_start=True,
     ),
+    "a third of the preservation": Recipe(inputs={"prior_loss_weight": 0.3}),
+    "three times the preservation": Recipe(inputs={"prior_loss_weight": 3.0}),
+    # No other made-up words: ordinary things alone, and as prior preservation with a class noun has it.
+    "preserving things": Recipe(settings={"prior_kinds": ("things",)}),
+    "preserving captions of things": Recipe(settings={"prior_kinds": ("things", "captions of things")}),
     "more noise": Recipe(settings={"timestep_mean": 0.7}),
+    "much more noise": Recipe(settings={"timestep_mean": 1.5}),
     "less noise": Recipe(settings={"timestep_mean": -0.7}),
+    "uniform timesteps": Recipe(settings={"uniform_timesteps": True}),
     "no dropout": Recipe(inputs={"caption_dropout_rate": 0.0}),
-    "batch 4": Recipe(inputs={"batch_size": 4}),
-    "rank 4": Recipe(inputs={"lora_rank": 4}),
+    "dropout 0.1": Recipe(inputs={"caption_dropout_rate": 0.1}),
+    "running mean": Recipe(settings={"ema_decay": 0.99}),
+    "constant rate": Recipe(settings={"constant_rate": True}),
     "half the rate": Recipe(inputs={"learning_rate": 2e-4}),
     "twice the rate": Recipe(inputs={"learning_rate": 8e-4}),
+    "batch 4": Recipe(inputs={"batch_size": 4}),
+    "rank 4": Recipe(inputs={"lora_rank": 4}),
+    "short captions": Recipe(short_captions=True),
 }
 
 
@@ -128,21 +157,45 @@ def request_for(cell: Cell, archive: Path, width: int) -> TrainRequest:
     return TrainRequest(**values)
 
 
+def gaussian_start(path: Path, flux: Base, request: TrainRequest) -> None:
+    """Writes the LoRA that a training goes on from where its recipe starts otherwise than this project's."""
+    skeleton = flux.skeleton()
+    modules, shapes = adapter.target_modules(skeleton), adapter.shapes(skeleton)
+    if request.layers_to_optimize_regex:
+        modules = [module for part in adapter.choose(modules, request.layers_to_optimize_regex) for module in part]
+    generator, rank = torch.Generator().manual_seed(request.seed or 0), request.lora_rank
+    pairs = {
+        module: (torch.randn(rank, inputs, generator=generator) / rank, torch.zeros(outputs, rank))
+        for module, (outputs, inputs) in shapes.items()
+        if module in modules
+    }
+    weights.write(path, pairs, {})
+
+
 def train(cell: Cell, folder: Path) -> Path:
     """The safetensors of a cell's training."""
-    look = replace(LOOKS[cell.look], name=TRIGGER)
+    recipe, look = RECIPES[cell.recipe], replace(LOOKS[cell.look], name=TRIGGER)
     archive = folder / "pictures.zip"
     draw = world.style_set if isinstance(look, Style) else world.subject_set
-    world.write_zip(archive, draw(look, cell.pictures, cell.seed))  # type: ignore[arg-type]
+    pictures = draw(look, cell.pictures, cell.seed)  # type: ignore[arg-type]
+    if recipe.short_captions:
+        short = f"in the style of {TRIGGER}" if isinstance(look, Style) else f"a {TRIGGER}"
+        pictures = [(picture, short) for picture, _ in pictures]
+    world.write_zip(archive, pictures)
     flux = base.find(os.environ.get("FLUX_BASE"), None)
+    request = request_for(cell, archive, flux.width)
+    if recipe.gaussian_start:
+        start = folder / "start.safetensors"
+        gaussian_start(start, flux, request)
+        request = replace(request, resume_from=str(start))
     tar = job.run(
-        request_for(cell, archive, flux.width),
+        request,
         output=folder,
         flux_base=os.environ.get("FLUX_BASE"),
         captioner=None,
         log=lambda line: None,
         metric=lambda name, value: None,
-        changes=RECIPES[cell.recipe].settings,
+        changes=recipe.settings,
     )
     return source.fetch(str(tar), folder, "the tar")
 
@@ -240,63 +293,139 @@ def _share(verdicts: Sequence[bool]) -> float:
     return sum(verdicts) / len(verdicts)
 
 
-def run(cell: Cell) -> dict[str, Any]:
-    """Trains (unless the recipe is "base") and scores; the cell with its results, as a line of the results file."""
-    torch.set_num_threads(1)
+@functools.cache
+def _pipeline() -> FluxPipeline:
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
         library.utils.logging.set_verbosity_error()
+    return evaluate.load(base.find(os.environ.get("FLUX_BASE"), None).folder)
+
+
+def run(cell: Cell) -> dict[str, Any]:
+    """Trains (unless the recipe is "base") and scores; the cell with its results, as a line of the results file."""
+    torch.set_num_threads(1)
     started = time.monotonic()
-    pipeline = evaluate.load(base.find(os.environ.get("FLUX_BASE"), None).folder)
-    look = LOOKS[cell.look]
+    pipeline, look = _pipeline(), LOOKS[cell.look]
     with tempfile.TemporaryDirectory(prefix="quality-") as folder:
-        if cell.recipe == "base":
-            results = references(pipeline, look, cell.draws, cell.seed)
-        else:
-            file = train(cell, Path(folder))
-            generate.put_on(pipeline, [Lora(name=cell.look, file=file, scale=1.0)], lambda line: None)
-            results = scores(pipeline, look, cell.draws, cell.seed)
-    return asdict(cell) | {"scores": results, "seconds": round(time.monotonic() - started, 1)}
+        loras = [] if cell.recipe == "base" else [Lora(name=cell.look, file=train(cell, Path(folder)), scale=1.0)]
+        generate.put_on(pipeline, loras, lambda line: None)
+    score = scores if loras else references
+    return asdict(cell) | {
+        "scores": score(pipeline, look, cell.draws, cell.seed),
+        "seconds": round(time.monotonic() - started, 1),
+    }
 
 
 # ---------------------------------------------------------------- the lab
 
 
 def cells(arguments: argparse.Namespace) -> list[Cell]:
-    """Every training that the arguments ask for, the base's own scores first."""
-    looks = [look.name for look in world.SUBJECTS[: arguments.subjects]]
-    looks += [look.name for look in world.UNSEEN_STYLES[: arguments.styles]]
-    some = {"pictures": arguments.pictures, "draws": arguments.draws}
-    seeds = range(1, arguments.seeds + 1)
-    untouched = [Cell(look=look, recipe="base", steps=0, seed=seed, **some) for seed in seeds for look in looks]
-    return untouched + [
-        Cell(look=look, recipe=recipe, steps=steps, seed=seed, **some)
-        for seed in seeds
-        for steps in arguments.steps
-        for look in looks
-        for recipe in arguments.recipes
-    ]
+    """Every training that the arguments ask for, the base's own scores before the first of each look and seed."""
+    subjects = [look.name for look in world.SUBJECTS[: arguments.subjects]]
+    styles = [look.name for look in world.UNSEEN_STYLES[: arguments.styles]]
+    pairs = itertools.zip_longest(subjects[::2], subjects[1::2], styles)  # two subjects, then a style
+    looks = [look for some in pairs for look in some if look is not None]
+    wanted: dict[Cell, None] = {}
+    for seed, steps, look, recipe in itertools.product(
+        range(1, arguments.seeds + 1), arguments.steps, looks, arguments.recipes
+    ):
+        cell = Cell(
+            look=look, recipe=recipe, steps=steps, seed=seed, pictures=arguments.pictures, draws=arguments.draws
+        )
+        wanted |= {replace(cell, recipe="base", steps=0): None, cell: None}
+    return list(wanted)
 
 
-def table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: a row for each kind, recipe and number of steps, with the mean and the spread over looks and seeds."""
-    groups: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
+def run_all(wanted: Sequence[Cell], workers: int, minutes: float) -> Iterator[dict[str, Any]]:
+    """The results as they come; no cell is begun after so many minutes."""
+    until, waiting, running = time.monotonic() + 60 * minutes, iter(wanted), set[Future[dict[str, Any]]]()
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        while True:
+            while len(running) < workers and time.monotonic() < until and (cell := next(waiting, None)):
+                running.add(pool.submit(run, cell))
+            if not running:
+                return
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
+
+
+Line = Mapping[str, Any]
+"""Of the results file: a Cell's fields, `scores` and `seconds`."""
+
+
+def grouped(lines: Sequence[Line]) -> dict[tuple[str, str, int], list[Line]]:
+    """The lines by kind, recipe and number of steps, in order."""
+    groups: dict[tuple[str, str, int], list[Line]] = {}
     for line in lines:
         kind = "style" if isinstance(LOOKS[line["look"]], Style) else "subject"
         groups.setdefault((kind, line["recipe"], line["steps"]), []).append(line)
-    rows = [f"| kind | recipe | steps | {' | '.join(SCORES)} | trainings |", "|" + " --- |" * (len(SCORES) + 4)]
-    for (kind, recipe, steps), group in sorted(groups.items()):
-        columns = [_spread([line["scores"][score] for line in group]) for score in SCORES]
+    return dict(sorted(groups.items()))
+
+
+def short_of_the_goal(group: Sequence[Line], lines: Sequence[Line]) -> list[str] | None:
+    """The scores in which trainings are short of the goal, on average; None where the base's own are not known.
+
+    The goal: fidelity at least 95 % of the judge's ceiling, following within 5 points and preservation within 3 points
+    of the untouched base, on the same looks and seeds.
+    """
+    untouched = {(line["look"], line["seed"]): line["scores"] for line in lines if line["recipe"] == "base"}
+    pairs = [(line["scores"], untouched.get((line["look"], line["seed"]))) for line in group]
+
+    def mean(side: int, score: str) -> float:
+        return statistics.mean(pair[side][score] for pair in pairs)  # type: ignore[index]
+
+    if not all(own for _, own in pairs):
+        return None
+    least = {
+        "fidelity": 0.95 * mean(1, "ceiling"),
+        "following": mean(1, "following") - 0.05,
+        "preservation": mean(1, "preservation") - 0.03,
+    }
+    return [score for score, bound in least.items() if mean(0, score) < bound - 1e-9]
+
+
+def table(lines: Sequence[Line]) -> str:
+    """Markdown: a row for each kind, recipe and number of steps, with the mean and the spread over looks and seeds."""
+    head = ["kind", "recipe", "steps", *SCORES, "short of the goal in", "trainings"]
+    rows = [head, ["---"] * len(head)]
+    for (kind, recipe, steps), group in grouped(lines).items():
+        columns = [_spread([line["scores"][score] for line in group], statistics.stdev) for score in SCORES]
+        short = None if recipe == "base" else short_of_the_goal(group, lines)
         if recipe == "base":
             ceiling = statistics.mean(line["scores"]["ceiling"] for line in group)
             columns[0] += f" (judge's ceiling {ceiling:.2f})"
-        rows.append(f"| {kind} | {recipe} | {steps or '–'} | {' | '.join(columns)} | {len(group)} |")
-    return "\n".join(rows)
+        said = "" if short is None else ", ".join(short) or "nothing"
+        rows.append([kind, recipe, str(steps or "–"), *columns, said, str(len(group))])
+    return _markdown(rows)
 
 
-def _spread(values: Sequence[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+def differences(lines: Sequence[Line]) -> str:
+    """Markdown: what each recipe scores more than the defaults on the same look, seed and steps: the mean difference
+    and its standard error."""
+    defaults = [line for line in lines if line["recipe"] == "defaults"]
+    ours = {(line["look"], line["seed"], line["steps"]): line["scores"] for line in defaults}
+    head = ["kind", "recipe", "steps", *SCORES, "pairs"]
+    rows = [head, ["---"] * len(head)]
+    for (kind, recipe, steps), group in grouped(lines).items():
+        pairs = [(line["scores"], ours.get((line["look"], line["seed"], steps))) for line in group]
+        both = [(score, own) for score, own in pairs if own is not None]
+        if both and recipe != "defaults":
+            columns = [_spread([his[score] - own[score] for his, own in both], _standard_error) for score in SCORES]
+            rows.append([kind, recipe, str(steps), *columns, str(len(both))])
+    return _markdown(rows)
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _spread(values: Sequence[float], of: Callable[[Sequence[float]], float]) -> str:
+    spread = f" ± {of(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.2f}{spread}"
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    return statistics.stdev(values) / len(values) ** 0.5
 
 
 def done_before(results: Path) -> Iterator[dict[str, Any]]:
@@ -311,11 +440,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--recipes", type=_names, default=["defaults", "ostris", "diffusers"], help=", ".join(RECIPES))
     parser.add_argument("--subjects", type=int, default=8, help="of 8")
     parser.add_argument("--styles", type=int, default=4, help="of 4")
-    parser.add_argument("--steps", type=_numbers, default=[100, 200, 400, 800], help="100,200,400,800")
+    parser.add_argument("--steps", type=_numbers, default=[100, 200, 400, 800], help="in the order to take them")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pictures", type=int, default=10, help="training pictures of each look, 4 to 20")
     parser.add_argument("--draws", type=int, default=24, help="drawings for each score")
-    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) // 2))
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes, of one thread each")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="after which no training is begun")
     parser.add_argument("--results", type=Path, default=Path("quality.jsonl"))
     arguments = parser.parse_args(argv)
     unknown = set(arguments.recipes) - set(RECIPES)
@@ -330,19 +460,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     finished = {tuple(line[key] for key in Cell.__dataclass_fields__) for line in lines}
     wanted = [cell for cell in cells(arguments) if tuple(asdict(cell).values()) not in finished]
     print(f"{len(wanted)} trainings to do, {len(lines)} in {arguments.results}", flush=True)
-    with (
-        ProcessPoolExecutor(arguments.workers, multiprocessing.get_context("spawn")) as pool,
-        arguments.results.open("a", encoding="utf-8") as file,
-    ):
+    with arguments.results.open("a", encoding="utf-8") as file:
         file.write("\n" if lines else "")  # the last line may have been cut
-        for future in as_completed(pool.submit(run, cell) for cell in wanted):
-            line = future.result()
+        for line in run_all(wanted, arguments.workers, arguments.minutes):
             lines.append(line)
             file.write(json.dumps(line) + "\n")
             file.flush()
             shown = ", ".join(f"{name} {value:.2f}" for name, value in line["scores"].items())
-            print(f"{line['look']}, {line['recipe']}, {line['steps']} steps, seed {line['seed']}: {shown}", flush=True)
-    print(table(lines))
+            print(
+                f"{line['look']}, {line['recipe']}, {line['steps']} steps, seed {line['seed']}, {line['seconds']} s:"
+                f" {shown}",
+                flush=True,
+            )
+    print(table(lines), differences(lines), sep="\n\n")
 
 
 class _Plain(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):

@@ -1,13 +1,18 @@
 """The lab: what it asks for, how it adds up, and (slow) a small run of it on the toy base."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from peft import LoraConfig
 
 from bench import quality
 from bench.quality import LOOKS, Cell
+from lora import weights
+from lora.base import Base
 from toyflux import judge, world
 from toyflux.world import Creature
 
@@ -17,8 +22,9 @@ def _cell(**changes: Any) -> Cell:
     return Cell(**{**values, **changes})
 
 
-def _line(fidelity: float, **changes: Any) -> dict[str, Any]:
-    scores = {"fidelity": fidelity, "traits": 0.5, "following": 1.0, "preservation": 0.5, "leak": 0.0, "ceiling": 0.9}
+def _line(fidelity: float, following: float = 1.0, **changes: Any) -> dict[str, Any]:
+    scores = {"fidelity": fidelity, "traits": 0.5, "following": following, "preservation": 0.5, "leak": 0.0}
+    scores |= {"ceiling": 0.9} if changes.get("recipe") == "base" else {}
     return {"look": "TOK", "recipe": "defaults", "steps": 100, "seed": 1, "scores": scores, **changes}
 
 
@@ -64,12 +70,57 @@ def test_another_name_takes_the_look_out_of_the_caption(name: str) -> None:
         assert world.caption(quality.with_name(scene, look, "VEK")) == world.caption(scene).replace(name, "VEK")
 
 
-def test_the_table_has_means_and_spreads_and_the_ceiling() -> None:
-    lines = [_line(0.5), _line(0.7, seed=2), _line(0.1, recipe="base", steps=0), _line(1.0, look="CHALQ")]
-    rows = quality.table(lines).splitlines()[2:]
-    assert rows[0] == "| style | defaults | 100 | 1.00 | 0.50 | 1.00 | 0.50 | 0.00 | 1 |"
-    assert rows[1].startswith("| subject | base | – | 0.10 (judge's ceiling 0.90) |")
+def test_the_table_has_means_and_spreads_the_ceiling_and_what_is_short_of_the_goal() -> None:
+    base = [_line(0.1, recipe="base", steps=0, seed=seed) for seed in (1, 2)]
+    lines = [*base, _line(0.5), _line(0.7, seed=2), _line(0.9, following=0.94, steps=200), _line(0.9, steps=400)]
+    rows = quality.table([*lines, _line(1.0, look="CHALQ")]).splitlines()[2:]
+    assert rows[0] == "| style | defaults | 100 | 1.00 | 0.50 | 1.00 | 0.50 | 0.00 |  | 1 |"
+    assert rows[1].startswith("| subject | base | – | 0.10 ± 0.00 (judge's ceiling 0.90) |")
     assert rows[2].startswith("| subject | defaults | 100 | 0.60 ± 0.14 |")
+    assert [row.split(" | ")[-2] for row in rows[2:]] == ["fidelity", "following", "nothing"]
+
+
+def test_differences_are_to_the_defaults_on_the_same_look_seed_and_steps() -> None:
+    theirs = [_line(0.6, recipe="ostris"), _line(0.9, recipe="ostris", seed=2), _line(0.0, recipe="ostris", seed=3)]
+    rows = quality.differences([_line(0.5), _line(0.4, seed=2), _line(1.0, steps=200), *theirs]).splitlines()[2:]
+    assert rows == [
+        "| subject | ostris | 100 | 0.30 ± 0.20 | 0.00 ± 0.00 | 0.00 ± 0.00 | 0.00 ± 0.00 | 0.00 ± 0.00 | 2 |"
+    ]
+
+
+def test_a_run_that_stops_anywhere_has_seen_the_recipes_on_the_same_looks() -> None:
+    wanted = quality.cells(quality.parse(["--seeds", "2", "--steps", "200,100"]))
+    assert len(wanted) == len(set(wanted)) == 12 * 2 * (1 + 2 * 3)
+    seen: list[Cell] = []
+    for cell in wanted:
+        seen.append(cell)
+        counts = [sum(other.recipe == recipe for other in seen) for recipe in ("defaults", "ostris", "diffusers")]
+        assert max(counts) - min(counts) <= 1
+        assert cell.recipe == "base" or replace(cell, recipe="base", steps=0) in seen
+    first = [cell for cell in wanted if cell.recipe == "ostris"]
+    assert [cell.kind for cell in first[:6]] == ["subject", "subject", "style"] * 2
+    assert {(cell.seed, cell.steps) for cell in first[:12]} == {(1, 200)}
+
+
+def test_no_training_is_begun_after_the_minutes_are_over(tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    quality.main(f"--minutes 0 --results {results}".split())
+    assert results.read_text() == ""
+
+
+def test_diffusers_lora_begins_as_pefts_gaussian_start_on_its_layers(tmp_path: Path, toy: Base) -> None:
+    request = quality.request_for(_cell(recipe="diffusers"), tmp_path / "a.zip", toy.width)
+    quality.gaussian_start(tmp_path / "start.safetensors", toy, request)
+    pairs = weights.read(tmp_path / "start.safetensors").pairs
+    wanted = ["attn.to_k", "attn.to_q", "attn.to_v", "attn.to_out.0", "attn.add_k_proj", "attn.add_q_proj"]
+    wanted += ["attn.add_v_proj", "attn.to_add_out", "ff.net.0.proj", "ff.net.2"]
+    wanted += ["ff_context.net.0.proj", "ff_context.net.2"]  # the list in the script
+    theirs = toy.skeleton()
+    theirs.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=wanted, init_lora_weights="gaussian"))
+    ending = ".lora_A.default"
+    assert set(pairs) == {name.removesuffix(ending) for name, _ in theirs.named_modules() if name.endswith(ending)}
+    assert torch.cat([a.flatten() for a, _ in pairs.values()]).std().item() == pytest.approx(1 / 4, rel=0.02)
+    assert not any(b.any() for _, b in pairs.values())
 
 
 def test_a_run_goes_on_where_it_was_stopped(
@@ -81,7 +132,7 @@ def test_a_run_goes_on_where_it_was_stopped(
     assert {(cell.look, cell.recipe) for cell in wanted} == {
         (look, recipe) for look in ("TOK", "CHALQ") for recipe in ("base", "ostris")
     }
-    whole = [{**vars(cell), "scores": _line(0.5)["scores"], "seconds": 1.0} for cell in wanted]
+    whole = [{**_line(0.5, recipe=cell.recipe), **vars(cell), "seconds": 1.0} for cell in wanted]
     results.write_text("".join(json.dumps(line) + "\n" for line in whole) + '{"look": "TO')
     quality.main(options)
     assert "0 trainings to do, 4 in" in capsys.readouterr().out
