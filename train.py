@@ -5,14 +5,13 @@ Cog reads this signature without running it: defaults, choices and descriptions 
 
 import os
 import shutil
-import tempfile
 import traceback
 from pathlib import Path as FilePath
 from typing import Optional
 
 from cog import BaseModel, Input, Path, Secret, current_scope
 
-from lora import job
+from lora import disk, job
 from lora.request import Secrets, TrainRequest
 
 
@@ -204,4 +203,4 @@ def train(
 
 def _output_folder() -> FilePath:
     """Where this process leaves its tar; the training before has been fetched by the time the next one begins."""
-    return FilePath(tempfile.gettempdir()) / f"flux-lora-trainer-{os.getpid()}"
+    return disk.temporary() / f"flux-lora-trainer-{os.getpid()}"

@@ -6,7 +6,7 @@ encrypted entries, names that collide, bombs, cut and damaged archives, and the 
 Not covered: what lies inside the files (`photos.py` reads the captions, `buckets.py` the pictures).
 """
 
-import errno
+import contextlib
 import hashlib
 import os
 import re
@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
+
+from lora import disk
 
 # Every limit on what a user may send. Sizes are in bytes and are enforced while reading.
 MAX_FILES = 2_000
@@ -55,7 +57,7 @@ def unpack(archive: Path, folder: Path) -> list[Path]:
     cancel `folder` is half filled, and whoever made it removes it.
 
     Raises ValueError that names the entries and the limit: bad names, links, devices, encrypted and damaged entries all
-    in one message; a limit that is passed ends the reading at once. A full disk is an OSError that says so.
+    in one message; a limit that is passed ends the reading at once. Raises DiskError where the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
     assert not any(folder.iterdir()), f"{folder} must be empty"
@@ -102,19 +104,21 @@ def pack(members: Mapping[str, Path], tar: Path) -> None:
     """Write an uncompressed tar of the given files under the given member names: the same bytes for the same files.
 
     Sorted by name; time 0, user and group 0, mode 0644. Written beside `tar` and moved into place when complete, so
-    that `tar` is never seen half written.
+    that `tar` is never seen half written. Raises DiskError where the disk does not take it.
     """
     aside = tar.with_name(tar.name + ".part")
     try:
-        with tarfile.open(aside, "w", format=tarfile.PAX_FORMAT) as out:
-            for name in sorted(members):
-                with open(members[name], "rb") as file:
-                    info = tarfile.TarInfo(name)
-                    info.size = os.fstat(file.fileno()).st_size
-                    out.addfile(info, file)
-        os.replace(aside, tar)
+        with disk.writing(tar):
+            with tarfile.open(aside, "w", format=tarfile.PAX_FORMAT) as out:
+                for name in sorted(members):
+                    with open(members[name], "rb") as file:
+                        info = tarfile.TarInfo(name)
+                        info.size = os.fstat(file.fileno()).st_size
+                        out.addfile(info, file)
+            os.replace(aside, tar)
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(NotADirectoryError):
+            aside.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,20 +175,13 @@ def _write(entries: Iterable[_Entry], folder: Path, source: _Counted) -> Iterato
                 raise _BadEntry(entry.fault)
             path = folder.joinpath(*parts)
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "xb") as out:
+            with disk.writing(path), open(path, "xb") as out:
                 for chunk in _limited(entry, total, source):
                     out.write(chunk)
                 total += out.tell()
             yield path
         except _BadEntry as fault:
             faults.append(f"{_shown(entry.name)} {fault}")
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            message = (
-                f"the disk is full, at {_shown(entry.name)} after {total:,} bytes: free space or send fewer pictures"
-            )
-            raise OSError(error.errno, message) from error
     if faults:
         more = [f"… and {len(faults) - _FAULTS_SHOWN} more"] if len(faults) > _FAULTS_SHOWN else []
         lines = ["these entries of the archive cannot be used:", *faults[:_FAULTS_SHOWN], *more]

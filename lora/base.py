@@ -16,13 +16,20 @@ import torch
 from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from safetensors import safe_open
 from transformers import AutoTokenizer
 
+from lora import layer
 from lora.hardware import Gpu, Plan
 
 FLUX_DEV = "black-forest-labs/FLUX.1-dev"
 TOY = Path(__file__).parent.parent / "toyflux" / "base"
 COMPONENTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
+TOKENIZERS = {
+    "tokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
+    "tokenizer_2": (("tokenizer.json",), ("spiece.model",)),
+}
+"""Their vocabularies, in either of two ways."""
 FILES = ("model_index.json", *(f"{c}/*" for c in (*COMPONENTS, "tokenizer", "tokenizer_2", "scheduler")))
 
 
@@ -80,12 +87,29 @@ class Base:
 
     @contextlib.contextmanager
     def transformer(self, plan: Plan) -> Iterator[FluxTransformer2DModel]:
-        transformer = FluxTransformer2DModel.from_pretrained(self.folder, subfolder="transformer", dtype=plan.dtype)
+        transformer = self.load_transformer(plan)
         try:
-            yield transformer.to(plan.device).eval().requires_grad_(False)
+            yield transformer
         finally:
             del transformer
             _free()
+
+    def load_transformer(self, plan: Plan) -> FluxTransformer2DModel:
+        """The transformer on the plan's device, weight by weight from the mapped files: where it is quantised, no more
+        than one weight at a time lies there in full."""
+        transformer = self.skeleton()
+        quantised = layer.to_float8(transformer) if plan.quantised else set()
+        weights = {}
+        for file in _weights(self.folder / "transformer"):
+            with safe_open(file, framework="pt") as stored:
+                for name in stored.keys():  # noqa: SIM118
+                    weight = stored.get_tensor(name).to(plan.device, plan.dtype, copy=True)
+                    module, _, kind = name.rpartition(".")
+                    if module in quantised and kind == "weight":
+                        weight, weights[f"{module}.scale"] = layer.quantise(weight)
+                    weights[name] = weight
+        transformer.load_state_dict(weights, assign=True)
+        return transformer.eval().requires_grad_(False)
 
     def skeleton(self) -> FluxTransformer2DModel:
         """The transformer without its weights, on torch's meta device: for the names and sizes of its layers."""
@@ -154,7 +178,7 @@ def incomplete(folder: Path) -> list[str]:
     """What is missing or cut short in a base's folder, a line each; empty where it is whole.
 
     A sharded component is whole when every shard that its index names is; a safetensors file is whole when it is as
-    long as its header says.
+    long as its header says, and a JSON file when it can be read.
     """
     if not (folder / "model_index.json").is_file():
         return ["there is no model_index.json"]
@@ -167,8 +191,19 @@ def incomplete(folder: Path) -> list[str]:
     ):
         if not (folder / needed).is_file():
             faults.append(f"{needed} is missing")
+    for tokenizer, alternatives in TOKENIZERS.items():
+        if not any(all((folder / tokenizer / file).is_file() for file in files) for files in alternatives):
+            faults.append(f"{tokenizer} has no {' and no '.join(' with '.join(files) for files in alternatives)}")
+    for file in (file for pattern in FILES for file in sorted(folder.glob(pattern)) if file.suffix == ".json"):
+        try:
+            _read_json(file)
+        except ValueError:
+            faults.append(f"{file.relative_to(folder)} is cut short or damaged: it is no JSON")
     for component in COMPONENTS:
-        files = _weights(folder / component)
+        try:
+            files = _weights(folder / component)
+        except ValueError:
+            continue  # its index: named above
         if not files:
             faults.append(f"{component} has no safetensors weights")
         for file in files:
@@ -184,7 +219,7 @@ def _weights(component: Path) -> list[Path]:
     """The safetensors files of a component: those its index names, or the only one."""
     indexes = sorted(component.glob("*.safetensors.index.json"))
     if indexes:
-        return [component / name for name in sorted(set(_read_json(indexes[0])["weight_map"].values()))]
+        return [component / name for name in sorted(set(_read_json(indexes[0]).get("weight_map", {}).values()))]
     return sorted(component.glob("*.safetensors"))[:1]
 
 
@@ -212,7 +247,11 @@ def _parameters(file: Path) -> int:
 
 
 def _read_json(file: Path) -> dict:
-    return json.loads(file.read_text(encoding="utf-8"))
+    """Raises ValueError where it is no JSON, or none with names."""
+    read = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(read, dict):
+        raise ValueError(f"{file.name} holds no names")
+    return read
 
 
 def _free() -> None:

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import random
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from lora import (
     archive,
     base,
     buckets,
+    disk,
     encode,
     fit,
     generate,
@@ -71,7 +71,7 @@ def run(
 
     Everything else lies in a work folder of its own, which is gone afterwards, however the run ends. `changes` are
     fields of `fit.Settings` other than those decided from the request: how recipes are compared. Raises ValueError
-    for what a user can mend, with a message that is enough by itself.
+    for what a user can mend, and DiskError where the disk takes no more, with a message that is enough by itself.
     """
     # Their bars redraw one line, which a log shows as thousands; what they warn of is said below, once.
     for library in (diffusers, transformers):
@@ -100,8 +100,7 @@ def run(
     }
 
     stage = Stages(log)
-    with tempfile.TemporaryDirectory(prefix="flux-lora-") as folder, contextlib.ExitStack() as lent:
-        work = Path(folder)
+    with disk.work_folder("flux-lora-") as work, contextlib.ExitStack() as lent:
         start: Mapping[str, Pair] | None = None
         if request.resume_from:
             with stage("fetching the earlier LoRA"):
@@ -339,7 +338,8 @@ def _tell_upload(published: Mapping[str, str] | None, log: Log, metric: Metric) 
 
 
 def _tar(members: Mapping[str, Path], output: Path) -> Path:
-    output.mkdir(parents=True, exist_ok=True)
+    with disk.writing(output):
+        output.mkdir(parents=True, exist_ok=True)
     tar = output / "trained_model.tar"
     archive.pack(members, tar)
     return tar

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
 
-from lora import weights
+from lora import disk, weights
 
 MAX_BYTES = 4 * 2**30
 """Of a download. A LoRA of rank 128 on every layer of FLUX.1 in 32 bits has 2 GiB."""
@@ -98,6 +98,8 @@ def _download(url: str, folder: Path) -> Path:
         except urllib.error.HTTPError as error:
             if error.code < 500 or attempt == TRIES:
                 raise ValueError(f"{_without_secrets(url)} answers {error.code} {error.reason}") from error
+        except disk.DiskError:
+            raise
         except (OSError, EOFError) as error:
             if attempt == TRIES:
                 raise ValueError(f"{_without_secrets(url)} could not be fetched: {error}") from error
@@ -114,7 +116,7 @@ def _stream(url: str, path: Path) -> None:
     opener.add_handler(urllib.request.HTTPErrorProcessor())
     opener.add_handler(urllib.request.UnknownHandler())
     request = urllib.request.Request(url, headers={"User-Agent": "flux-lora-trainer"})
-    with opener.open(request, timeout=TIMEOUT) as answer, path.open("wb") as out:
+    with opener.open(request, timeout=TIMEOUT) as answer, disk.writing(path), path.open("wb") as out:
         announced = answer.headers.get("Content-Length")
         done = 0
         while block := answer.read(1 << 20):

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from lora import archive, names
+from lora import archive, disk, names
 from lora.names import Pair
 
 FLUX_WIDTH = 3072
@@ -92,7 +92,7 @@ def take_out(tar: Path, folder: Path) -> Path:
             if name.endswith(".safetensors"):
                 found.append(name)
                 if len(found) == 1:
-                    with path.open("wb") as out:
+                    with disk.writing(path), path.open("wb") as out:
                         out.writelines(chunks)
     except ValueError as error:
         raise ValueError(f"{tar.name} cannot be unpacked: {error}") from error
@@ -110,7 +110,7 @@ def write(path: Path, pairs: Mapping[str, Pair], metadata: Mapping[str, str], na
     empty ones are for diffusers 0.34, which fails without them. A LoRA of mixed ranks gets no such header: there the
     loaders count the ranks themselves. Equal arguments, equal bytes.
 
-    Raises ValueError where the naming has no place for a layer.
+    Raises ValueError where the naming has no place for a layer, and DiskError where the disk does not take it.
     """
     header = {"format": "pt", **{k: v for k, v in metadata.items() if k not in ("format", "lora_adapter_metadata")}}
     ranks = {len(a) for a, _ in pairs.values()}
@@ -135,7 +135,7 @@ def _write_sorted(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(plain[8:start])}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8
-    with path.open("wb") as file:
+    with disk.writing(path), path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.write(memoryview(plain)[start:])
 

@@ -5,9 +5,11 @@
 """
 
 import argparse
+import contextlib
 import difflib
 import math
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -20,6 +22,8 @@ from types import FrameType
 import cog
 from cog._adt import InputField, PredictorInfo, PrimitiveType, Repetition
 from cog._inspector import check_input
+
+from lora import disk
 
 WIDTH = 100
 
@@ -56,8 +60,12 @@ def parse(
     values, faults = check(signature, arguments.inputs, environ)
     if output.is_dir():
         faults.append(f"-o: {output} is a folder; name a file")
-    elif not os.access(output.absolute().parent, os.W_OK | os.X_OK):
-        faults.append(f"-o: {output.absolute().parent} is not a folder that can be written to")
+    else:
+        try:  # before an hour of work: what permissions promise is not what a disk does
+            with disk.writing(output.absolute()), tempfile.TemporaryFile(dir=output.absolute().parent) as probe:
+                probe.write(b"\0")
+        except OSError as error:
+            faults.append(f"-o: {error}")
     if faults:
         print(f"{command.program}: nothing was started:", *faults, sep="\n  ", file=sys.stderr)
         print(f"{command.program} --help shows every input", file=sys.stderr)
@@ -229,8 +237,8 @@ def run(command: Command, work: Callable[[], None]) -> int:
         signal.signal(end, _exit)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it hints at packages on import, which nobody here lacks
     try:
-        with tempfile.TemporaryDirectory(prefix=f"{Path(command.program).name}-") as folder:
-            os.environ["TMPDIR"] = tempfile.tempdir = folder
+        with disk.work_folder(f"{Path(command.program).name}-") as folder:
+            os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
             try:
                 work()
             finally:
@@ -253,16 +261,21 @@ def fetch(values: Mapping[str, object]) -> dict[str, object]:
     return {name: value.convert() if isinstance(value, cog.URLPath) else value for name, value in values.items()}
 
 
-def move_into_place(made: bytes | Path, output: Path) -> None:
-    """Puts the file, or the bytes, at `output` in one step: whoever looks sees the old file or the whole new one."""
-    partial = output.with_name(f".{output.name}.{os.getpid()}")
+def move_into_place(made: Mapping[Path, bytes | Path]) -> None:
+    """Puts a file, or bytes, at each path: whoever looks sees an old file or a whole new one, and the old ones where
+    one cannot be written. Raises DiskError then."""
+    partials = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in made}
     try:
-        if isinstance(made, Path):
-            with made.open("rb") as source, partial.open("wb") as target:
-                while block := source.read(1 << 20):
-                    target.write(block)
-        else:
-            partial.write_bytes(made)
-        partial.replace(output)
+        for path, content in made.items():
+            with disk.writing(path), partials[path].open("wb") as target:
+                if isinstance(content, Path):
+                    with content.open("rb") as source:
+                        shutil.copyfileobj(source, target, 1 << 20)
+                else:
+                    target.write(content)
+        for path, partial in partials.items():
+            partial.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        for partial in partials.values():
+            with contextlib.suppress(OSError):
+                partial.unlink()

@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
         with tempfile.TemporaryDirectory() as folder:
             lora = weights.read(weights.take_out(path, Path(folder)))
             weights.write(Path(folder) / "converted", lora.pairs, lora.metadata, arguments.to)
-            cli.move_into_place(Path(folder) / "converted", output)
+            cli.move_into_place({output: Path(folder) / "converted"})
     except (ValueError, OSError) as error:
         print(f"script/convert: {error}", file=sys.stderr)
         return 1

@@ -49,7 +49,7 @@ def _draw(values: dict[str, object], extras: list[tuple[str, str, float]], outpu
     predictor.more = extras
     for number, drawn in enumerate(predictor.predict(**cli.fetch(values)), 1):  # type: ignore[arg-type]
         path = output if number == 1 else output.with_stem(f"{output.stem}-{number}")
-        cli.move_into_place(Path(drawn), path)
+        cli.move_into_place({path: Path(drawn)})
         print(path)
 
 

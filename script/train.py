@@ -30,14 +30,15 @@ def _train(values: dict[str, object], output: Path) -> None:
     from train import train  # only now: it loads torch
 
     weights = Path(train(**cli.fetch(values)).weights)  # type: ignore[arg-type]
+    made: dict[Path, bytes | Path] = {output: weights}
     told = []
     for member, (ending, called) in BESIDE.items():
         content = read_member(weights, member)
         if content is not None:
             path = output.with_name(f"{output.stem}-{ending}")
-            cli.move_into_place(content, path)
+            made[path] = content
             told.append(f"{called + ':':<20} {path}")
-    cli.move_into_place(weights, output)
+    cli.move_into_place(made)
     print(f"The LoRA:            {output} ({output.stat().st_size / 1e6:.1f} MB)", *told, sep="\n")
 
 

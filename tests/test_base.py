@@ -1,6 +1,7 @@
 """Finding a base, and knowing a whole one from one with a hole."""
 
 import json
+import os
 import shutil
 import weakref
 from pathlib import Path
@@ -77,6 +78,34 @@ def test_everything_missing_or_cut_short_is_told_at_once(copy: Path) -> None:
         base.find(str(copy), None)
     for what in ("vae/config.json", "tokenizer_2/tokenizer_config", "text_encoder/model", "transformer/diffusion"):
         assert what in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "left", "fault"),
+    [
+        ("model_index.json", 20, "model_index.json is cut short or damaged: it is no JSON"),
+        ("vae/config.json", 20, "vae/config.json is cut short or damaged: it is no JSON"),
+        ("tokenizer_2/tokenizer.json", 999, "tokenizer_2/tokenizer.json is cut short or damaged: it is no JSON"),
+        ("tokenizer/tokenizer.json", None, "tokenizer has no tokenizer.json and no vocab.json with merges.txt"),
+        ("scheduler/scheduler_config.json", 0, "scheduler/scheduler_config.json is cut short or damaged"),
+        ("vae/diffusion_pytorch_model.safetensors", 0, "vae/diffusion_pytorch_model.safetensors is cut short"),
+        ("vae/diffusion_pytorch_model.safetensors", 99, "vae/diffusion_pytorch_model.safetensors is cut short"),
+        ("text_encoder/model.safetensors", None, "text_encoder has no safetensors weights"),
+        ("vae/x.safetensors.index.json", 0, "vae/x.safetensors.index.json is cut short or damaged: it is no JSON"),
+    ],
+)
+def test_a_file_that_is_missing_or_cut_short_is_named_with_what_to_do(
+    copy: Path, file: str, left: int | None, fault: str
+) -> None:
+    if left is None:
+        (copy / file).unlink()
+    else:
+        (copy / file).touch()
+        os.truncate(copy / file, left)
+    with pytest.raises(ValueError, match="FLUX_BASE") as caught:
+        base.find(str(copy), None)
+    assert fault in str(caught.value)
+    assert "Fetch it again, or set FLUX_BASE to a complete folder" in str(caught.value)
 
 
 def test_a_folder_that_is_no_base_and_a_name_that_is_no_id_are_refused(tmp_path: Path) -> None:

@@ -168,9 +168,10 @@ def test_the_output_appears_whole_or_not_at_all(tmp_path):
     output = tmp_path / "out.bin"
     output.write_bytes(b"old")
     with pytest.raises(FileNotFoundError):
-        cli.move_into_place(tmp_path / "missing", output)
+        cli.move_into_place({output: b"new", tmp_path / "other": tmp_path / "missing"})
     assert output.read_bytes() == b"old"
-    cli.move_into_place(b"new", output)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.bin"]
+    cli.move_into_place({output: b"new"})
     assert output.read_bytes() == b"new"
     assert [path.name for path in tmp_path.iterdir()] == ["out.bin"]
 
