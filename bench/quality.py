@@ -126,7 +126,10 @@ class Cell:
     steps: int
     seed: int
     pictures: int
+    """To train on."""
     draws: int
+    """For each score."""
+    drawing_steps: int
 
     @property
     def kind(self) -> str:
@@ -245,16 +248,16 @@ def right(scene: Scene, picture: Image.Image) -> list[bool]:
     return [said(question) == answer for question, answer in asked_besides(scene).items()]
 
 
-def scores(pipeline: FluxPipeline, look: Creature | Style, draws: int, seed: int) -> dict[str, float]:
-    """The scores of the pipeline as it is for a look under TRIGGER; see the head of this file."""
+def scores(pipeline: FluxPipeline, cell: Cell) -> dict[str, float]:
+    """The scores of the pipeline as it is for a cell's look under TRIGGER; see the head of this file."""
+    look, draws, seed = LOOKS[cell.look], cell.draws, cell.seed
     learned = scenes_with(replace(look, name=TRIGGER), draws, seed)
     plain = [replace(scene, style=None) for scene in evaluate.held_out_scenes(draws, seed)]
     others = world.unknown_words(draws, seed)
     misnamed = [with_name(s, replace(look, name=TRIGGER), word) for s, word in zip(learned, others, strict=True)]
 
     def drawn(scenes: Sequence[Scene], start: int) -> list[Image.Image]:
-        captions = [world.caption(scene) for scene in scenes]
-        return evaluate.generate(pipeline, captions, range(start, start + len(scenes)), _native(pipeline))
+        return _drawn(pipeline, scenes, start, cell.drawing_steps)
 
     traits = judge.traits_of(look)
     pictures, kept, strange = drawn(learned, 1000), drawn(plain, 2000), drawn(misnamed, 3000)
@@ -267,26 +270,25 @@ def scores(pipeline: FluxPipeline, look: Creature | Style, draws: int, seed: int
     }
 
 
-def references(pipeline: FluxPipeline, look: Creature | Style, draws: int, seed: int) -> dict[str, float]:
+def references(pipeline: FluxPipeline, cell: Cell) -> dict[str, float]:
     """What a LoRA could reach at best: the judge's ceiling on true pictures, and the untouched base's own scores."""
+    look, draws, seed = LOOKS[cell.look], cell.draws, cell.seed
     scenes = scenes_with(look, draws, seed)
     true = [world.draw(scene, i) for i, scene in enumerate(scenes)]
     known = (world.STYLE_NAMES if isinstance(look, Style) else world.NAMES)[seed]
     stand_in: Creature | Style = world.style(known) if isinstance(look, Style) else world.creature(known)
     familiar = scenes_with(stand_in, draws, seed)
-    captions = [world.caption(scene) for scene in familiar]
-    pictures = evaluate.generate(pipeline, captions, range(1000, 1000 + draws), _native(pipeline))
-    alone = scores(pipeline, look, draws, seed)
-    return alone | {
+    pictures = _drawn(pipeline, familiar, 1000, cell.drawing_steps)
+    return scores(pipeline, cell) | {
         "ceiling": _share(judge.shows(true, look)),
         "fidelity to a known name": _share(judge.shows(pictures, stand_in)),
         "following": _share([yes for s, p in zip(familiar, pictures, strict=True) for yes in right(s, p)]),
     }
 
 
-def _native(pipeline: FluxPipeline) -> tuple[int, int]:
-    side = pipeline.vae.config.sample_size
-    return side, side
+def _drawn(pipeline: FluxPipeline, scenes: Sequence[Scene], start: int, steps: int) -> list[Image.Image]:
+    captions = [world.caption(scene) for scene in scenes]
+    return evaluate.generate(pipeline, captions, range(start, start + len(scenes)), steps=steps)
 
 
 def _share(verdicts: Sequence[bool]) -> float:
@@ -303,15 +305,14 @@ def _pipeline() -> FluxPipeline:
 
 def run(cell: Cell) -> dict[str, Any]:
     """Trains (unless the recipe is "base") and scores; the cell with its results, as a line of the results file."""
-    torch.set_num_threads(1)
     started = time.monotonic()
-    pipeline, look = _pipeline(), LOOKS[cell.look]
+    pipeline = _pipeline()
     with tempfile.TemporaryDirectory(prefix="quality-") as folder:
         loras = [] if cell.recipe == "base" else [Lora(name=cell.look, file=train(cell, Path(folder)), scale=1.0)]
         generate.put_on(pipeline, loras, lambda line: None)
     score = scores if loras else references
     return asdict(cell) | {
-        "scores": score(pipeline, look, cell.draws, cell.seed),
+        "scores": score(pipeline, cell),
         "seconds": round(time.monotonic() - started, 1),
     }
 
@@ -325,13 +326,12 @@ def cells(arguments: argparse.Namespace) -> list[Cell]:
     styles = [look.name for look in world.UNSEEN_STYLES[: arguments.styles]]
     pairs = itertools.zip_longest(subjects[::2], subjects[1::2], styles)  # two subjects, then a style
     looks = [look for some in pairs for look in some if look is not None]
+    some = {name: getattr(arguments, name) for name in ("pictures", "draws", "drawing_steps")}
     wanted: dict[Cell, None] = {}
     for seed, steps, look, recipe in itertools.product(
         range(1, arguments.seeds + 1), arguments.steps, looks, arguments.recipes
     ):
-        cell = Cell(
-            look=look, recipe=recipe, steps=steps, seed=seed, pictures=arguments.pictures, draws=arguments.draws
-        )
+        cell = Cell(look=look, recipe=recipe, steps=steps, seed=seed, **some)
         wanted |= {replace(cell, recipe="base", steps=0): None, cell: None}
     return list(wanted)
 
@@ -339,7 +339,8 @@ def cells(arguments: argparse.Namespace) -> list[Cell]:
 def run_all(wanted: Sequence[Cell], workers: int, minutes: float) -> Iterator[dict[str, Any]]:
     """The results as they come; no cell is begun after so many minutes."""
     until, waiting, running = time.monotonic() + 60 * minutes, iter(wanted), set[Future[dict[str, Any]]]()
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         while True:
             while len(running) < workers and time.monotonic() < until and (cell := next(waiting, None)):
                 running.add(pool.submit(run, cell))
@@ -444,6 +445,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pictures", type=int, default=10, help="training pictures of each look, 4 to 20")
     parser.add_argument("--draws", type=int, default=24, help="drawings for each score")
+    parser.add_argument("--drawing-steps", type=int, default=28, help="of each drawing; 28 is what people draw with")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes, of one thread each")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="after which no training is begun")
     parser.add_argument("--results", type=Path, default=Path("quality.jsonl"))

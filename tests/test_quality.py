@@ -18,7 +18,8 @@ from toyflux.world import Creature
 
 
 def _cell(**changes: Any) -> Cell:
-    values = {"look": "TOK", "recipe": "defaults", "steps": 100, "seed": 1, "pictures": 6, "draws": 4}
+    values = {"look": "TOK", "recipe": "defaults", "steps": 100, "seed": 1, "pictures": 6}
+    values |= {"draws": 4, "drawing_steps": 28}
     return Cell(**{**values, **changes})
 
 
