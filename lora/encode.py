@@ -15,6 +15,9 @@ from lora import flow
 from lora.base import Base
 from lora.hardware import Plan
 
+PROMPTS_AT_ONCE = 8
+"""Through the text encoders: one by one, a hundred prompts wait for the launching of kernels."""
+
 Text = dict[str, Tensor]
 """`prompt_embeds` (T, D) from T5 and `pooled` (P,) from CLIP, of one prompt."""
 
@@ -61,15 +64,18 @@ def encode_texts(base: Base, plan: Plan, prompts: Iterable[str]) -> tuple[dict[s
 
     A prompt is cut where it has more T5 tokens than the base's text length.
     """
+    wanted = list(dict.fromkeys(prompts))
     texts, cut = {}, []
     with base.text(plan) as pipeline:
-        for prompt in dict.fromkeys(prompts):
+        for start in range(0, len(wanted), PROMPTS_AT_ONCE):
+            batch = wanted[start : start + PROMPTS_AT_ONCE]
             embeds, pooled, _ = pipeline.encode_prompt(
-                prompt=prompt, prompt_2=None, device=plan.device, max_sequence_length=base.t5_tokens
+                prompt=batch, prompt_2=None, device=plan.device, max_sequence_length=base.t5_tokens
             )
-            texts[prompt] = {"prompt_embeds": embeds[0], "pooled": pooled[0]}
-            if len(pipeline.tokenizer_2(prompt).input_ids) > base.t5_tokens:
-                cut.append(prompt)
+            for i, (prompt, tokens) in enumerate(zip(batch, pipeline.tokenizer_2(batch).input_ids, strict=True)):
+                texts[prompt] = {"prompt_embeds": embeds[i], "pooled": pooled[i]}
+                if len(tokens) > base.t5_tokens:
+                    cut.append(prompt)
     return texts, cut
 
 
