@@ -1,12 +1,30 @@
 """What the machine has, and how a training uses it, with the reason in words."""
 
 import dataclasses
+import itertools
 
 import torch
 
 from lora.request import TrainRequest
 
 GIB = 2**30
+FLUX_DEV = 11_901_408_320
+"""Parameters of FLUX.1-dev's transformer; what was counted on it is taken in proportion for another base."""
+BYTES_IN_FLOAT8 = (8_606_711_808 + 2 * (FLUX_DEV - 8_606_711_808)) / FLUX_DEV
+"""Of a parameter on average: attention and MLP of the blocks at one byte (`lora.layer`), all else in bf16."""
+KEPT, RECOMPUTED = 29.3 * GIB, 2.6 * GIB
+"""Activations that a picture of 1024 x 1024 (4608 tokens) leaves for the backward pass, in bf16 and not compiled:
+counted by saved tensors on FLUX.1-dev's shapes. Recomputed, the inputs of 57 blocks and what one of them needs."""
+COUNTED_TOKENS = 4608
+ADAPTER = 18 * 65_372_160 / 16 / FLUX_DEV
+"""Bytes for each parameter of the base and each rank: a float32 weight, its gradient and Adam's two means, and a bf16
+copy; there are 65 million at rank 16."""
+RESERVE = 3 * GIB
+"""For CUDA itself, the text embeddings, latents and the base's drawings, and room that no tensor fits."""
+STEPS_TO_COMPILE_FOR = 400
+"""Fewer would not repay the minute that compiling takes. An estimate; it has not been measured."""
+CAPABILITY_TO_COMPILE_FLOAT8 = (8, 9)
+"""Triton has no e4m3 on older GPUs; torch's own kernels convert it anywhere."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,10 +39,16 @@ class Gpu:
 class Plan:
     device: str
     dtype: torch.dtype
-    """Of the frozen base; the adapter's weights are float32 always."""
+    """Of the frozen base and of all arithmetic; the adapter's own weights are float32 always."""
     checkpointing: bool
     """Recompute each block in the backward pass instead of keeping its activations."""
     reason: str
+    quantised: bool = False
+    """Hold the weights of attention and MLP in float8; products are made in `dtype` all the same."""
+    compiled: bool = False
+    """Compile the transformer's blocks for the training."""
+    batch_size: int = 1
+    """What fits of the batch that was asked for."""
 
 
 def read_gpu() -> Gpu | None:
@@ -36,41 +60,71 @@ def read_gpu() -> Gpu | None:
 
 
 def plan(gpu: Gpu | None, request: TrainRequest, weights: int, resolutions: tuple[int, ...]) -> Plan:
-    """Chooses type and checkpointing from the GPU's memory.
+    """How to train on this GPU, from its memory: the first that fits of the ways below, the fastest first.
 
-    `weights` counts the transformer's parameters. Activations kept for the backward pass at FLUX.1-dev's size come to
-    some 50 GiB for one picture of 1024 x 1024 with a float32 adapter (counted on diffusers' model), and grow with the
-    tokens; a quarter of that is allowed for smaller models, which is never the limit.
-
-    Raises ValueError where the weights alone do not fit.
+    `weights` counts the transformer's parameters. Raises ValueError where not even the last of them fits.
     """
     if gpu is None:
         reason = "no GPU: on the CPU in float32, which only a toy base makes sense for"
-        return Plan(device="cpu", dtype=torch.float32, checkpointing=False, reason=reason)
-    base = 2 * weights
-    tokens = (max(resolutions) / 16) ** 2 + 512
-    activations = request.batch_size * 50 * GIB * (tokens / 4608) * (weights / 11.9e9)
-    reserve = 4 * GIB
-    have = f"{gpu.name} has {gpu.memory / GIB:.0f} GiB"
-    if base + reserve > gpu.memory:
-        raise ValueError(
-            f"the base's weights need {base / GIB:.0f} GiB in bf16 and some {reserve / GIB:.0f} beside them, but"
-            f" {have}; take a GPU with more memory (40 GiB or more for FLUX.1-dev)"
+        return Plan(
+            device="cpu", dtype=torch.float32, checkpointing=False, reason=reason, batch_size=request.batch_size
         )
-    needed = base + reserve + activations
-    checkpointing = needed > gpu.memory
-    verdict = "so each block is recomputed in the backward pass" if checkpointing else "so everything is kept"
-    reason = f"{have}, {needed / GIB:.0f} would keep all activations in bf16, {verdict}"
-    return Plan(device="cuda", dtype=torch.bfloat16, checkpointing=checkpointing, reason=reason)
+    tokens = (max(resolutions) / 16) ** 2 + 512
+    have = f"{gpu.name} has {gpu.memory / GIB:.0f} GiB"
+    for batch_size, (quantised, checkpointing) in itertools.product(_halvings(request.batch_size), WAYS):
+        activations = (RECOMPUTED if checkpointing else KEPT) * tokens / COUNTED_TOKENS * batch_size
+        needed = RESERVE + weights * (
+            (BYTES_IN_FLOAT8 if quantised else 2) + ADAPTER * request.lora_rank + activations / FLUX_DEV
+        )
+        if needed <= gpu.memory:
+            break
+    else:
+        raise ValueError(
+            f"{have}, and this training needs {needed / GIB:.0f} GiB even with its weights in float8, every block"
+            " recomputed and batch_size 1; take a GPU with more memory (24 GB or more for FLUX.1-dev), or set a lower"
+            " lora_rank or resolution"
+        )
+    narrow = quantised and gpu.capability < CAPABILITY_TO_COMPILE_FLOAT8
+    compiled = request.training_steps >= STEPS_TO_COMPILE_FOR and not narrow
+    reasons = [
+        f"{have}, {needed / GIB:.0f} are needed with the base in {'float8' if quantised else 'bf16'}"
+        f" and {'each block recomputed in the backward pass' if checkpointing else 'all activations kept'}",
+        "compiled"
+        if compiled
+        else "not compiled: " + ("float8 on this GPU" if narrow else "too few steps to repay it"),
+    ]
+    if batch_size < request.batch_size:
+        reasons.append(f"batch_size {batch_size}, since {request.batch_size} would not fit")
+    return Plan(
+        device="cuda",
+        dtype=torch.bfloat16,
+        checkpointing=checkpointing,
+        reason="; ".join(reasons),
+        quantised=quantised,
+        compiled=compiled,
+        batch_size=batch_size,
+    )
 
 
-def safer(plan: Plan, batch_size: int) -> tuple[Plan, int] | None:
-    """What to try when the memory ran out all the same: recomputing, else half the batch; None where nothing is."""
+WAYS = ((False, False), (False, True), (True, True))
+"""(quantised, checkpointing), the fastest first: float8 saves no time, and costs some of the base's precision."""
+
+
+def _halvings(batch_size: int) -> list[int]:
+    return [batch_size >> times for times in range(batch_size.bit_length())]
+
+
+def safer(plan: Plan) -> Plan | None:
+    """What to try when the memory ran out all the same: recomputing, half the batch, float8; None where nothing is."""
     if not plan.checkpointing:
-        reason = "each block is recomputed in the backward pass, since the memory ran out"
-        return dataclasses.replace(plan, checkpointing=True, reason=reason), batch_size
-    if batch_size > 1:
-        return dataclasses.replace(
-            plan, reason=f"batch_size {batch_size // 2}, since the memory ran out"
-        ), batch_size // 2
-    return None
+        reason = "each block is recomputed in the backward pass"
+        plan = dataclasses.replace(plan, checkpointing=True)
+    elif plan.batch_size > 1:
+        plan = dataclasses.replace(plan, batch_size=plan.batch_size // 2)
+        reason = f"batch_size {plan.batch_size}"
+    elif not plan.quantised:
+        plan = dataclasses.replace(plan, quantised=True, compiled=False)
+        reason = "the base's weights are held in float8"
+    else:
+        return None
+    return dataclasses.replace(plan, reason=f"{reason}, since the memory ran out")

@@ -91,7 +91,7 @@ def run(
     resolutions = parse_resolution(request.resolution) if request.resolution else flux.resolutions
     plan = hardware.plan(gpu, request, flux.parameters, resolutions)
     log(f"plan: {plan.reason}")
-    settings = dataclasses.replace(_settings(request, flux, log), **(changes or {}))
+    settings = dataclasses.replace(_settings(request, flux, log), **{"batch_size": plan.batch_size, **(changes or {})})
     decided: dict[str, Any] = {
         "base": flux.name,
         "plan": plan.reason,
@@ -145,7 +145,7 @@ def run(
                 break
             except torch.OutOfMemoryError as error:
                 attempts += 1
-                safer = hardware.safer(plan, settings.batch_size)
+                safer = hardware.safer(plan)
                 if attempts == 2 or safer is None:
                     raise ValueError(
                         f"the GPU's memory ran out ({plan.reason}; batch_size {settings.batch_size}, resolution"
@@ -153,9 +153,9 @@ def run(
                         " a GPU with more memory"
                     ) from error
             # Behind the except, whose traceback holds the failed attempt's tensors.
-            plan, batch_size = safer
-            settings = dataclasses.replace(settings, batch_size=batch_size)
-            decided |= {"plan": plan.reason, "batch_size": batch_size}
+            plan = safer
+            settings = dataclasses.replace(settings, batch_size=plan.batch_size)
+            decided |= {"plan": plan.reason, "batch_size": plan.batch_size}
             log(f"{WARNING}the GPU's memory ran out; once more from the start of the training: {plan.reason}")
         with stage("packing"):
             lessons = [

@@ -1,5 +1,6 @@
 """Finding a base, and knowing a whole one from one with a hole."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -129,3 +130,26 @@ def test_what_is_lent_is_given_back(toy: Base, cpu: Plan) -> None:
         assert not any(p.requires_grad for p in vae.parameters())
     del vae
     assert seen() is None
+
+
+def test_a_quantised_base_is_loaded_without_ever_being_whole_and_draws_what_the_base_draws(
+    toy: Base, cpu: Plan
+) -> None:
+    in_float8 = dataclasses.replace(cpu, quantised=True)
+    with toy.transformer(cpu) as whole, toy.transformer(in_float8) as transformer:
+        held = {name: tensor.nbytes for name, tensor in transformer.state_dict().items()}
+        plain = {name: tensor.nbytes for name, tensor in whole.state_dict().items()}
+        assert sum(held.values()) < 0.55 * sum(plain.values())  # of float32; a byte for four
+        inputs = {
+            "hidden_states": torch.randn(1, 4, 64, generator=torch.Generator().manual_seed(0)),
+            "timestep": torch.tensor([0.7]),
+            "guidance": torch.tensor([3.5]),
+            "pooled_projections": torch.zeros(1, whole.config.pooled_projection_dim),
+            "encoder_hidden_states": torch.zeros(1, toy.t5_tokens, whole.config.joint_attention_dim),
+            "txt_ids": torch.zeros(toy.t5_tokens, 3),
+            "img_ids": torch.zeros(4, 3),
+        }
+        with torch.no_grad():
+            wanted, drawn = whole(**inputs).sample, transformer(**inputs).sample
+        assert 0 < (drawn - wanted).norm() / wanted.norm() < 0.1
+        assert transformer.dtype == torch.float32

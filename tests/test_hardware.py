@@ -1,54 +1,112 @@
 """The plan for machines that are not here."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from diffusers import FluxTransformer2DModel
 
-from lora import hardware
-from lora.hardware import GIB, Gpu
+from lora import hardware, layer
+from lora.hardware import FLUX_DEV, GIB, Gpu, Plan
 from tests.test_request import a_request
 
-FLUX = 11_901_408_320
-"""Parameters of FLUX.1-dev's transformer."""
+
+def _plan(tmp_path: Path, gib: float, capability: tuple[int, int] = (9, 0), **changes: Any) -> Plan:
+    resolutions = changes.pop("resolutions", (512, 768, 1024))
+    gpu = Gpu(name="NVIDIA X", memory=round(gib * GIB), capability=capability)
+    return hardware.plan(gpu, a_request(tmp_path, **changes), FLUX_DEV, resolutions)
 
 
 @pytest.mark.parametrize(
-    ("name", "gib", "resolutions", "batch_size", "checkpointing"),
+    ("gpu", "gib", "changes", "quantised", "checkpointing", "batch_size"),
     [
-        ("NVIDIA H200", 140, (512, 768, 1024), 1, False),
-        ("NVIDIA H100 80GB HBM3", 80, (512, 768, 1024), 1, False),
-        ("NVIDIA H100 80GB HBM3", 80, (512, 768, 1024), 4, True),
-        ("NVIDIA L40S", 48, (512, 768, 1024), 1, True),
-        ("NVIDIA L40S", 48, (512,), 1, False),
+        ("H200", 139.8, {}, False, False, 1),
+        ("H200", 139.8, {"batch_size": 3}, False, False, 3),
+        ("H200", 139.8, {"batch_size": 8}, False, True, 8),
+        ("H100 80GB", 79.1, {}, False, False, 1),
+        ("H100 80GB", 79.1, {"lora_rank": 128}, False, False, 1),
+        ("H100 80GB", 79.1, {"batch_size": 4}, False, True, 4),
+        ("H100 80GB", 79.1, {"batch_size": 4, "resolutions": (512,)}, False, False, 4),
+        ("L40S", 44.4, {}, False, True, 1),
+        ("L40S", 44.4, {"batch_size": 4}, False, True, 4),
+        ("L40S", 44.4, {"resolutions": (512,)}, False, False, 1),
+        ("A100 40GB", 39.4, {}, False, True, 1),
+        ("RTX 5090", 31.4, {}, False, True, 1),
+        ("RTX 4090", 23.6, {}, True, True, 1),
+        ("RTX 4090", 23.6, {"batch_size": 8}, True, True, 2),
+        ("RTX 4090", 23.6, {"lora_rank": 64, "resolutions": (512,)}, True, True, 1),
+        ("A10G", 22.1, {}, True, True, 1),
     ],
 )
-def test_the_plan_follows_the_memory(
-    tmp_path, name: str, gib: int, resolutions: tuple[int, ...], batch_size: int, checkpointing: bool
+def test_the_plan_is_the_fastest_that_fits_the_memory(
+    tmp_path: Path,
+    gpu: str,
+    gib: float,
+    changes: dict[str, Any],
+    quantised: bool,
+    checkpointing: bool,
+    batch_size: int,
 ) -> None:
-    gpu = Gpu(name=name, memory=gib * GIB, capability=(9, 0))
-    plan = hardware.plan(gpu, a_request(tmp_path, batch_size=batch_size), FLUX, resolutions)
-    assert (plan.device, plan.dtype, plan.checkpointing) == ("cuda", torch.bfloat16, checkpointing)
-    assert name in plan.reason
-    assert f"{gib} GiB" in plan.reason
+    plan = _plan(tmp_path, gib, **changes)
+    assert (plan.quantised, plan.checkpointing, plan.batch_size) == (quantised, checkpointing, batch_size), gpu
+    assert (plan.device, plan.dtype) == ("cuda", torch.bfloat16)
+    assert f"NVIDIA X has {gib:.0f} GiB" in plan.reason
+    assert ("float8" in plan.reason, "recomputed" in plan.reason) == (quantised, checkpointing)
+    assert (f"batch_size {batch_size}, since" in plan.reason) == (batch_size < changes.get("batch_size", 1))
+    assert "\n" not in plan.reason
 
 
-def test_a_gpu_that_cannot_hold_the_weights_is_refused_with_the_figures(tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"need 22 GiB.*RTX 4090 has 24 GiB"):
-        hardware.plan(Gpu(name="RTX 4090", memory=24 * GIB, capability=(8, 9)), a_request(tmp_path), FLUX, (512,))
+def test_it_compiles_where_the_steps_repay_it_and_the_gpu_can(tmp_path: Path) -> None:
+    long, short = hardware.STEPS_TO_COMPILE_FOR, hardware.STEPS_TO_COMPILE_FOR - 1
+    assert _plan(tmp_path, 80, training_steps=long).compiled
+    assert "too few steps" in _plan(tmp_path, 80, training_steps=short).reason
+    assert not _plan(tmp_path, 80, training_steps=short).compiled
+    assert _plan(tmp_path, 24, (8, 9), training_steps=long).compiled
+    assert not _plan(tmp_path, 24, (8, 6), training_steps=long).compiled
+    assert _plan(tmp_path, 48, (8, 6), training_steps=long).compiled
 
 
-def test_without_a_gpu_it_is_float32_on_the_cpu_and_says_so(tmp_path) -> None:
-    plan = hardware.plan(None, a_request(tmp_path), 2_000_000, (96,))
-    assert (plan.device, plan.dtype) == ("cpu", torch.float32)
+def test_a_gpu_that_cannot_hold_the_weights_is_refused_with_the_figures(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"NVIDIA X has 16 GiB.* needs 2\d GiB .*24 GB or more"):
+        _plan(tmp_path, 16)
+
+
+def test_what_is_counted_on_flux_1_dev_is_what_it_has() -> None:
+    """The constants, from the model's own modules."""
+    with torch.device("meta"):
+        transformer = FluxTransformer2DModel(
+            in_channels=64,
+            num_layers=19,
+            num_single_layers=38,
+            attention_head_dim=128,
+            num_attention_heads=24,
+            joint_attention_dim=4096,
+            pooled_projection_dim=768,
+            guidance_embeds=True,
+            axes_dims_rope=(16, 56, 56),
+        ).bfloat16()
+    assert sum(p.numel() for p in transformer.parameters()) == FLUX_DEV
+    plain = sum(p.nbytes for p in transformer.parameters())
+    layer.to_float8(transformer)
+    held = sum(tensor.nbytes for tensor in transformer.state_dict().values())
+    assert held < 0.65 * plain
+    assert held == pytest.approx(hardware.BYTES_IN_FLOAT8 * FLUX_DEV, rel=1e-3)
+
+
+def test_without_a_gpu_it_is_float32_on_the_cpu_and_says_so(tmp_path: Path) -> None:
+    plan = hardware.plan(None, a_request(tmp_path, batch_size=4), 2_000_000, (96,))
+    assert (plan.device, plan.dtype, plan.batch_size) == ("cpu", torch.float32, 4)
+    assert (plan.checkpointing, plan.quantised, plan.compiled) == (False, False, False)
     assert "no GPU" in plan.reason
 
 
-def test_when_the_memory_runs_out_it_recomputes_then_halves_the_batch_then_gives_up(tmp_path) -> None:
-    first = hardware.plan(Gpu(name="H100", memory=80 * GIB, capability=(9, 0)), a_request(tmp_path), FLUX, (512,))
-    assert not first.checkpointing
-    second = hardware.safer(first, 3)
-    assert second is not None
-    assert (second[0].checkpointing, second[1]) == (True, 3)
-    third = hardware.safer(*second)
-    assert third is not None
-    assert (third[0].checkpointing, third[1]) == (True, 1)
-    assert hardware.safer(*third) is None
+def test_when_the_memory_runs_out_it_recomputes_then_halves_the_batch_then_takes_float8_then_gives_up(
+    tmp_path: Path,
+) -> None:
+    plan: Plan | None = _plan(tmp_path, 140, batch_size=3)
+    seen = []
+    while plan:
+        seen.append((plan.checkpointing, plan.batch_size, plan.quantised))
+        plan = hardware.safer(plan)
+    assert seen == [(False, 3, False), (True, 3, False), (True, 1, False), (True, 1, True)]
