@@ -34,7 +34,7 @@ from diffusers import FluxTransformer2DModel
 from peft import LoraConfig
 from torch import Tensor
 
-from lora import adapter, base, encode, fit, flow, hardware, prior
+from lora import adapter, base, encode, fit, flow, hardware, layer, prior
 from lora.encode import Example, Text
 from lora.fit import Settings
 from lora.hardware import Plan
@@ -227,20 +227,25 @@ def step_tflop(config: Mapping[str, Any], side: int, batch_size: int, text_token
 def planned(gpu: hardware.Gpu, parameters: int, case: Case) -> Plan:
     """What a training of this case would be planned as."""
     resolution = ",".join(map(str, case.sides))
-    request = a_request(Path("pictures.zip"), batch_size=case.batch_size, lora_rank=RANK, resolution=resolution)
+    request = a_request(
+        Path("pictures.zip"), batch_size=case.batch_size, lora_rank=RANK, resolution=resolution, training_steps=1000
+    )
     return hardware.plan(gpu, request, parameters, case.sides)
 
 
 def project(plan_for: Callable[[Case], Plan], weight: float) -> Callable[[FluxTransformer2DModel, Lesson], Iterator]:
-    """As `lora.job` trains."""
+    """As `lora.job` trains by this plan, holding on to the base with this weight."""
 
     def start(transformer: FluxTransformer2DModel, lesson: Lesson) -> Iterator[object]:
-        if plan_for(lesson.case).checkpointing:
+        plan = plan_for(lesson.case)
+        if plan.quantised:
+            hold_in_float8(transformer)
+        if plan.checkpointing:
             transformer.enable_gradient_checkpointing()
         parameters = adapter.attach(transformer, RANK, seed=0)
         settings = Settings(
             steps=1_000_000,
-            batch_size=lesson.case.batch_size,
+            batch_size=plan.batch_size,
             learning_rate=1e-4,
             caption_dropout_rate=0.05,
             prior_loss_weight=weight,
@@ -249,6 +254,14 @@ def project(plan_for: Callable[[Case], Plan], weight: float) -> Callable[[FluxTr
         return fit.fit(transformer, parameters, lesson.examples, lesson.priors, lesson.texts, settings)
 
     return start
+
+
+def hold_in_float8(transformer: FluxTransformer2DModel) -> None:
+    """As a base is loaded where the plan wants it quantised."""
+    weights = transformer.state_dict()
+    for name in layer.to_float8(transformer):
+        weights[f"{name}.weight"], weights[f"{name}.scale"] = layer.quantise(weights[f"{name}.weight"])
+    transformer.load_state_dict(weights, assign=True)
 
 
 def bare(passes: int) -> Callable[[FluxTransformer2DModel, Lesson], Iterator]:
@@ -359,10 +372,16 @@ def fixed_inputs(transformer: FluxTransformer2DModel, lesson: Lesson) -> list[li
 
 
 def ways_on_a_gpu(gpu: hardware.Gpu, parameters: int) -> list[Way]:
-    plan_for = functools.partial(planned, gpu, parameters)
+    def plan_for(case: Case, **changes: bool) -> Plan:
+        return dataclasses.replace(planned(gpu, parameters, case), **changes)  # type: ignore[arg-type]
+
+    eager = functools.partial(plan_for, compiled=False)
+    small = functools.partial(plan_for, compiled=False, quantised=True, checkpointing=True)
     return [
         Way(name="ours", what="this project's defaults", start=project(plan_for, 1.0), prior=True),
         Way(name="no-prior", what="this project, prior_loss_weight 0", start=project(plan_for, 0.0)),
+        Way(name="eager", what="the same, not compiled", start=project(eager, 0.0)),
+        Way(name="float8", what="the same as on 24 GB: float8 weights, checkpointing", start=project(small, 0.0)),
         Way(name="peft", what="diffusers' model, peft's adapter in bf16", start=of_diffusers(False)),
         Way(name="peft-checkpointing", what="the same with checkpointing", start=of_diffusers(True)),
         Way(name="ostris", what="float32 adapter on every layer, average of the weights", start=of_ostris),
@@ -370,11 +389,13 @@ def ways_on_a_gpu(gpu: hardware.Gpu, parameters: int) -> list[Way]:
 
 
 def ways_on_a_cpu() -> list[Way]:
-    plan = Plan(device="cpu", dtype=torch.float32, checkpointing=False, reason="on the CPU")
+    def plan_for(case: Case) -> Plan:
+        return Plan(device="cpu", dtype=torch.float32, checkpointing=False, reason="", batch_size=case.batch_size)
+
     return [
-        Way(name="no-prior", what="this project, prior_loss_weight 0", start=project(lambda case: plan, 0.0)),
+        Way(name="no-prior", what="this project, prior_loss_weight 0", start=project(plan_for, 0.0)),
         Way(name="bare", what="forward, backward, optimizer", start=bare(1)),
-        Way(name="ours", what="this project's defaults", start=project(lambda case: plan, 1.0), prior=True),
+        Way(name="ours", what="this project's defaults", start=project(plan_for, 1.0), prior=True),
         Way(name="bare-prior", what="both forwards and backwards, optimizer", start=bare(2), prior=True),
         Way(name="peft", what="diffusers' model, peft's adapter", start=of_diffusers(False)),
     ]
@@ -394,43 +415,50 @@ def measure(
     lesson = make_lesson(case, transformer, text_tokens)
     rate = matrix_rate(device)
     torch._dynamo.reset()
-    running: dict[str, Iterator[object]] = {}
-    held: dict[str, int] = {}
+    running: dict[str, tuple[Iterator[object], int]] = {}
     cells: dict[str, Cell] = {}
-    work = _bytes_of(transformer)
     for way in ways:
-        tflop = sum(step_tflop(transformer.config, side, case.batch_size, text_tokens) for side in case.sides)
-        tflop /= len(case.sides)
+        tflop = statistics.mean(step_tflop(transformer.config, s, case.batch_size, text_tokens) for s in case.sides)
         if way.prior:
             tflop += step_tflop(transformer.config, min(case.sides), case.batch_size, text_tokens)
-        cells[way.name] = Cell(
+        cell = Cell(
             case=case.name, way=way.name, first=0.0, rounds=[], tflop=tflop, matrix_rate=rate, peak=None, graphs=0
         )
-        _settle(device)
-        before, graphs, started = _allocated(device), _graphs(), time.perf_counter()
         try:
-            steps = way.start(twin(transformer), lesson)
-            for _ in case.sides:
-                next(steps)
+            steps, held, first, graphs = begin(way, transformer, lesson)
         except torch.OutOfMemoryError:
-            cells[way.name] = dataclasses.replace(cells[way.name], fault="out of memory")
+            cells[way.name] = dataclasses.replace(cell, fault="out of memory")
             continue
-        _settle(device)
-        first = time.perf_counter() - started
-        cells[way.name] = dataclasses.replace(cells[way.name], first=first, graphs=_graphs() - graphs)
-        running[way.name], held[way.name] = steps, _allocated(device) - before
+        cells[way.name] = dataclasses.replace(cell, first=first, graphs=graphs)
+        running[way.name] = steps, held
         print(f"{case.name}, {way.name}: first lap after {first:.1f} s", flush=True)
     for _ in range(rounds):
-        for name, steps in running.items():
+        for name, (steps, held) in running.items():
             _settle(device)
+            others = _allocated(device) - held
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            others = _allocated(device) - held[name] - work
             cells[name].rounds.append(turn(steps, laps, len(case.sides), device))
             if device.type == "cuda":
                 peak = (torch.cuda.max_memory_allocated() - others) / 1e9
                 cells[name] = dataclasses.replace(cells[name], peak=max(peak, cells[name].peak or 0.0))
     return list(cells.values())
+
+
+def begin(way: Way, transformer: FluxTransformer2DModel, lesson: Lesson) -> tuple[Iterator[object], int, float, int]:
+    """The way after its first lap; the bytes that are its own between the steps, with the shared weights that it uses;
+    its seconds so far, and how many graphs were compiled."""
+    device = next(transformer.parameters()).device
+    shared = {parameter.data_ptr(): parameter.nbytes for parameter in transformer.parameters()}
+    _settle(device)
+    before, graphs, started = _allocated(device), _graphs(), time.perf_counter()
+    own = twin(transformer)
+    steps = way.start(own, lesson)
+    for _ in lesson.case.sides:
+        next(steps)
+    _settle(device)
+    held = _allocated(device) - before + sum(shared.get(parameter.data_ptr(), 0) for parameter in own.parameters())
+    return steps, held, time.perf_counter() - started, _graphs() - graphs
 
 
 def turn(steps: Iterator[object], laps: int, steps_a_lap: int, device: torch.device) -> list[float]:
@@ -484,10 +512,6 @@ def _allocated(device: torch.device) -> int:
     return torch.cuda.memory_allocated() if device.type == "cuda" else 0
 
 
-def _bytes_of(transformer: FluxTransformer2DModel) -> int:
-    return sum(parameter.nbytes for parameter in transformer.parameters())
-
-
 def _graphs() -> int:
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
@@ -519,6 +543,8 @@ RATIOS = (
     ("ours", "no-prior", "what holding on to the base costs", None),
     ("no-prior", "bare", "what the loop costs", 1.1),
     ("ours", "bare-prior", "what the loop costs, with both passes", 1.1),
+    ("no-prior", "eager", "what compiling gains", None),
+    ("float8", "no-prior", "what the way for 24 GB costs", None),
     ("no-prior", "peft", "against diffusers without checkpointing", 1 / 1.5),
     ("no-prior", "peft-checkpointing", "against diffusers with checkpointing", None),
     ("no-prior", "ostris", "against the ostris way", 1 / 2),

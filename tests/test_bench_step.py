@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench import step
 from bench.step import FLUX_DEV, Case, Cell
-from lora import flow
+from lora import adapter, flow
 
+ROOT = Path(__file__).parent.parent
 TINY = {
     "in_channels": 16,
     "num_layers": 1,
@@ -83,6 +86,25 @@ def test_every_way_trains_what_it_should_and_leaves_the_shared_weights_alone(tin
     assert trained["ours"] == trained["no-prior"] == trained["bare"] == trained["peft"]
     assert {name.rpartition(".")[2] for name in trained["ostris"] - trained["ours"]} == {"linear"}  # the modulation
     assert all(torch.equal(parameter, before[name]) for name, parameter in tiny.named_parameters())
+
+
+def test_float8_weights_take_the_place_of_the_shared_ones_and_nearly_agree(tiny: FluxTransformer2DModel) -> None:
+    lesson = step.make_lesson(Case(sides=(32,), batch_size=1), tiny, TEXT_TOKENS)
+    [[(inputs, _), _]] = step.fixed_inputs(tiny, lesson)
+    small = step.twin(tiny)
+    step.hold_in_float8(small)
+    shared = {parameter.data_ptr() for parameter in tiny.parameters()}
+    own = {name for name, parameter in small.named_parameters() if parameter.data_ptr() not in shared}
+    assert own == {f"{name}.weight" for name in adapter.target_modules(tiny)}
+    exact, rounded = tiny(**inputs)[0], small(**inputs)[0]
+    assert 0 < (exact - rounded).norm() / exact.norm() < 0.05
+
+
+def test_it_needs_neither_cog_nor_what_only_other_parts_of_a_training_need() -> None:
+    code = (
+        "import sys\nfor name in ('cog', 'coglet', 'pillow_heif', 'wandb'): sys.modules[name] = None\nimport bench.step"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_a_lap_takes_every_side_once() -> None:
