@@ -3,9 +3,9 @@
 Cog reads this signature without running it: defaults, choices and descriptions must be plain literals.
 """
 
+import logging
 import os
 import shutil
-import traceback
 from pathlib import Path as FilePath
 from typing import Optional
 
@@ -50,7 +50,7 @@ def train(
     ),
     training_steps: int = Input(
         default=1000,
-        description="Number of training steps. 1000 suit most sets of pictures. 0 trains nothing and packs the LoRA of resume_from.",
+        description="Number of training steps. 1000 suit most sets of pictures. 0 trains nothing and packs the LoRA of resume_from; input_images is then any file, and is not opened.",
         ge=0,
         le=6000,
     ),
@@ -195,8 +195,8 @@ def train(
             metric=current_scope().record_metric,
         )
     except Exception:
-        # Cog passes on the message alone; the way there is for the log.
-        traceback.print_exc()
+        # Cog passes on the message alone; the way there is for the log. script/train tells failures in its own way.
+        logging.getLogger("train").exception("the training failed")
         raise
     return TrainingOutput(weights=Path(weights))
 

@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("-h", "--help", action="store_true")
     arguments = parser.parse_args(argv)
     if arguments.help:
-        print(HELP)
+        cli.say(HELP)
         return 0
 
     inputs = signature.read(ROOT / "train.py", "train")
@@ -106,11 +106,12 @@ def caption_folder(folder: Path, rules: Rules, model: str | None) -> int:
         print(f"warning: {warning}")
     missing = [photo for photo in found if photo.caption is None]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    asking, reason = caption.whether_to_ask(
-        model or caption.MODEL, device, autocaption=True, missing=len(missing), of=len(found)
-    )
-    if missing and not asking:
-        raise ValueError(reason)
+    if missing and device == "cpu" and not caption.is_at_hand(model or caption.MODEL):
+        raise ValueError(
+            f"{len(missing)} of {len(found)} pictures have no caption, and nothing was written: the captioning model"
+            f" {model or caption.MODEL} is not here, and is not downloaded for a machine without a GPU. Set CAPTIONER"
+            " to a folder with a Qwen3-VL-Instruct model, or write a .txt beside each picture"
+        )
     captions, _ = caption.caption_all(
         {photo.name: photo.path for photo in found},
         {photo.name: photo.caption for photo in found if photo.caption is not None},

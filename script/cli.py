@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 import textwrap
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ def parse(
     parser.add_argument("-h", "--help", action="store_true")
     arguments = parser.parse_args(argv)
     if arguments.help:
-        print(help_text(command, signature))
+        say(help_text(command, signature))
         raise SystemExit(0)
 
     output = Path(arguments.output)
@@ -227,8 +228,22 @@ inputs:"""
     return "\n".join(lines)
 
 
+def say(text: str) -> None:
+    """Prints. That nobody reads any more, as after `| head`, is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        _say_no_more()
+
+
+def _say_no_more() -> None:
+    """Python flushes what is left at its end, and would complain (the signal module's note on SIGPIPE)."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run(command: Command, work: Callable[[], None]) -> int:
-    """Does the work and returns the exit status: 0, 1 after an error whose text is printed, 130 after Ctrl-C.
+    """Does the work and returns the exit status: 0, 1 after an error whose text is printed, 130 after Ctrl-C, 141 where
+    nobody reads the output any more. What no user can mend is printed with the way there.
 
     All temporary files that the work makes lie in one folder, which is removed at the end, also when the terminal
     closes or the process is asked to end (status 128 + signal).
@@ -246,7 +261,13 @@ def run(command: Command, work: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         print(f"\n{command.program}: interrupted; nothing was kept", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        _say_no_more()
+        print(f"{command.program}: nobody reads its output any more; nothing was kept", file=sys.stderr)
+        return 128 + signal.SIGPIPE
     except Exception as error:
+        if not isinstance(error, ValueError | OSError):
+            traceback.print_exc()
         print(f"{command.program}: {error}", file=sys.stderr)
         return 1
     return 0

@@ -1,5 +1,6 @@
 """Trains from the command line: the Python behind script/train."""
 
+import logging
 import os
 import sys
 import tarfile
@@ -28,6 +29,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _train(values: dict[str, object], output: Path) -> None:
     from train import train  # only now: it loads torch
+
+    logging.getLogger("train").addHandler(logging.NullHandler())  # `cli.run` tells what failed
 
     weights = Path(train(**cli.fetch(values)).weights)  # type: ignore[arg-type]
     made: dict[Path, bytes | Path] = {output: weights}

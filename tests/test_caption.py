@@ -473,7 +473,9 @@ def test_the_command_without_a_model_writes_no_templates(
 ) -> None:
     monkeypatch.setenv("CAPTIONER", "/no/such/model")
     assert command.main([str(set_of_files), "-i", "trigger_word=TOK"]) == 1
-    assert "/no/such/model" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "nothing was written: the captioning model /no/such/model is not here" in told
+    assert "template" not in told
     assert not (set_of_files / "3.txt").exists()
 
 

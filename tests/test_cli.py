@@ -245,7 +245,7 @@ def test_a_failing_training_says_why_and_leaves_nothing(pictures):
     process = start(pictures, "-i", "input_images=@pictures.zip", *SMALL)
     _, complaints = process.communicate(timeout=600)
     assert process.returncode == 1
-    assert complaints.splitlines()[-1].startswith("script/train: input_images: must be a zip, tar or tar.gz")
+    assert complaints.startswith("script/train: input_images: must be a zip, tar or tar.gz"), complaints
     assert sorted(path.name for path in pictures.iterdir() if path.is_file()) == ["pictures.zip", "train.py"]
     assert list((pictures / "tmp").iterdir()) == []
 
@@ -260,6 +260,41 @@ def test_a_training_that_is_interrupted_leaves_nothing(pictures):
     assert process.returncode == 130
     assert sorted(path.name for path in pictures.iterdir() if path.is_file()) == ["pictures.zip", "train.py"]
     assert list((pictures / "tmp").iterdir()) == []
+
+
+def ended(work: str, folder: Path, stdout: int = subprocess.PIPE) -> "subprocess.CompletedProcess[str]":
+    """`cli.run` in a process of its own, with `work` as the body of its work."""
+    code = (
+        f"import sys\nfrom script import cli\ndef work():\n    {work}\n"
+        "sys.exit(cli.run(cli.Command(program='script/example', summary='', output=''), work))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder)}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(
+        command, env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, timeout=300
+    )
+
+
+def test_a_users_mistake_is_one_line_and_a_fault_of_ours_shows_the_way_there(tmp_path):
+    mistake = ended("raise ValueError('rank: too high')", tmp_path)
+    assert (mistake.returncode, mistake.stderr) == (1, "script/example: rank: too high\n")
+    fault = ended("raise KeyError('rank')", tmp_path)
+    assert fault.returncode == 1
+    assert fault.stderr.startswith("Traceback (most recent call last):")
+    assert fault.stderr.endswith("script/example: 'rank'\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_output_that_nobody_reads_ends_the_work_without_a_traceback(tmp_path):
+    for work, status in (("print('a line', flush=True)", 141), ("cli.say('x' * 99999)", 0)):
+        reading, writing = os.pipe()
+        os.close(reading)
+        done = ended(work, tmp_path, stdout=writing)
+        os.close(writing)
+        assert done.returncode == status
+        assert "Traceback" not in done.stderr
+        assert "Exception" not in done.stderr
+        assert ("nobody reads" in done.stderr) == (status != 0)
 
 
 @pytest.mark.parametrize(
