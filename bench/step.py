@@ -238,6 +238,8 @@ def project(plan_for: Callable[[Case], Plan], weight: float) -> Callable[[FluxTr
 
     def start(transformer: FluxTransformer2DModel, lesson: Lesson) -> Iterator[object]:
         plan = plan_for(lesson.case)
+        if plan.batch_size < lesson.case.batch_size:
+            raise torch.OutOfMemoryError(f"the plan takes no batch of {lesson.case.batch_size}: {plan.reason}")
         if plan.quantised:
             hold_in_float8(transformer)
         if plan.checkpointing:
