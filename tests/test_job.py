@@ -1,10 +1,13 @@
 """Whole trainings on the toy base: what comes out, what is left behind, and what a user is told."""
 
 import json
+import multiprocessing
+import resource
 import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -94,6 +97,24 @@ def test_seed_zero_is_zero_and_a_seed_left_empty_is_recorded(archive: Path, work
         assert weights[0] is not None
         assert weights[1] is not None
         assert weights[0].read() == weights[1].read()
+
+
+def _resident(archive: Path, output: Path, runs: int) -> list[int]:
+    """Bytes of memory that this process holds after each of so many trainings."""
+    held = []
+    for _ in range(runs):
+        _run(archive, output, resolution="64", preview_prompts="a [trigger]")
+        held.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
+    return held
+
+
+@pytest.mark.slow
+def test_memory_does_not_creep_over_ten_trainings(archive: Path, tmp_path: Path) -> None:
+    """In a process of its own, after two to warm up. A transformer that stays behind would be 4 MB each time."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        held = pool.submit(_resident, archive, tmp_path / "out", 12).result()
+    print("MiB held:", ", ".join(f"{size / 2**20:.1f}" for size in held))
+    assert max(held[2:]) - held[1] < 10 * 2**20
 
 
 @pytest.mark.parametrize("name", ["backpack-nested.zip", "dog6.zip", "monster-toy.tar.gz", "red-cartoon-style.zip"])
