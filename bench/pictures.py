@@ -2,7 +2,8 @@
 
 `python -m bench.pictures`: JPEGs of 12 megapixels, drawn here, on all cores. The same files, threads and sizes go by
 turns to `buckets.prepared` and to bare Pillow (open, convert to RGB, resize), so that a busy machine slows both. The
-goal is 1.15 times bare Pillow's time. `--full` measures the memory with 2,000 pictures; the goal is 2 GiB.
+goal is 1.15 times bare Pillow's time. `--full` measures the memory of the first look and the preparing with 2,000
+pictures; the goal is 2 GiB. On the disk lie six drawn pictures, the rest are further names of them.
 """
 
 import argparse
@@ -68,12 +69,12 @@ def draw(folder: Path, megapixels: float, form: str) -> list[Path]:
 
 
 def repeated(paths: Sequence[Path], count: int, folder: Path) -> list[Path]:
-    """`count` files, hard links to the given ones where those are too few."""
+    """`count` files, each a link to one of the given."""
     links = []
     for n in range(count):
         link = folder / f"{count}-{n}{paths[0].suffix}"
         if not link.exists():
-            os.link(paths[n % len(paths)], link)
+            link.symlink_to(paths[n % len(paths)].absolute())
         links.append(link)
     return links
 
@@ -130,12 +131,13 @@ def speed(
 
 
 def peak_gib(paths: Sequence[Path], resolutions: Sequence[int], threads: int) -> float:
-    """The most memory that a fresh process holds which prepares all of these."""
+    """The most memory that a fresh process holds which looks at all of these and then prepares them, as a training."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_prepare_all, list(paths), list(resolutions), threads).result() / 2**20
 
 
 def _prepare_all(paths: list[Path], resolutions: list[int], threads: int) -> int:
+    survey.look_at({path.name: path for path in paths}, threads)
     for _ in buckets.prepared(paths, resolutions, threads=threads):
         pass
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux
