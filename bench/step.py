@@ -114,6 +114,9 @@ class Cell:
     """Seconds from the bare transformer to the end of the first lap: the adapter, all compilation, one step a side."""
     rounds: list[list[float]]
     """Seconds a step, for every lap of every turn."""
+    processor: list[list[float]]
+    """The same by what the process used of the processors: on a GPU, what launching its kernels takes; on a CPU, what
+    other processes cannot slow."""
     tflop: float
     """Of a step, by the formula."""
     matrix_rate: float
@@ -424,7 +427,15 @@ def measure(
         if way.prior:
             tflop += step_tflop(transformer.config, min(case.sides), case.batch_size, text_tokens)
         cell = Cell(
-            case=case.name, way=way.name, first=0.0, rounds=[], tflop=tflop, matrix_rate=rate, peak=None, graphs=0
+            case=case.name,
+            way=way.name,
+            first=0.0,
+            rounds=[],
+            processor=[],
+            tflop=tflop,
+            matrix_rate=rate,
+            peak=None,
+            graphs=0,
         )
         try:
             steps, held, first, graphs = begin(way, transformer, lesson)
@@ -440,7 +451,9 @@ def measure(
             others = _allocated(device) - held
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            cells[name].rounds.append(turn(steps, laps, len(case.sides), device))
+            seconds, processor = turn(steps, laps, len(case.sides), device)
+            cells[name].rounds.append(seconds)
+            cells[name].processor.append(processor)
             if device.type == "cuda":
                 peak = (torch.cuda.max_memory_allocated() - others) / 1e9
                 cells[name] = dataclasses.replace(cells[name], peak=max(peak, cells[name].peak or 0.0))
@@ -463,17 +476,21 @@ def begin(way: Way, transformer: FluxTransformer2DModel, lesson: Lesson) -> tupl
     return steps, held, time.perf_counter() - started, _graphs() - graphs
 
 
-def turn(steps: Iterator[object], laps: int, steps_a_lap: int, device: torch.device) -> list[float]:
-    """Seconds a step for each of `laps`, after one that is not counted; by the device's own clock, without a wait
-    between the steps that the training would not have."""
-    marks = []
+def turn(steps: Iterator[object], laps: int, steps_a_lap: int, device: torch.device) -> tuple[list[float], list[float]]:
+    """Seconds a step for each of `laps`, after one that is not counted: by the device's own clock, without a wait
+    between the steps that the training would not have, and of the processors."""
+    marks, processor = [], []
     for _ in range(laps + 1):
         for _ in range(steps_a_lap):
             next(steps)
         marks.append(_mark(device))
+        processor.append(time.process_time())
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return [_between(before, after) / steps_a_lap for before, after in itertools.pairwise(marks)]
+    return (
+        [_between(before, after) / steps_a_lap for before, after in itertools.pairwise(marks)],
+        [(after - before) / steps_a_lap for before, after in itertools.pairwise(processor)],
+    )
 
 
 def matrix_rate(device: torch.device) -> float:
@@ -524,17 +541,19 @@ def _graphs() -> int:
 def table(cells: Sequence[Cell]) -> str:
     """Markdown, a row for each case and way."""
     rows = [
-        "| pictures | way | seconds a step (10 % to 90 %) | TFLOP/s | of the matrix rate | peak GB | first lap, s |",
-        "|" + " --- |" * 7,
+        "| pictures | way | seconds a step (10 % to 90 %) | of the processors | TFLOP/s | of the matrix rate | peak GB"
+        " | first lap, s |",
+        "|" + " --- |" * 8,
     ]
     for cell in cells:
         if cell.fault:
-            rows.append(f"| {cell.case} | {cell.way} | {cell.fault} | | | | |")
+            rows.append(f"| {cell.case} | {cell.way} | {cell.fault} | | | | | |")
             continue
         seconds, rate = cell.seconds, cell.tflop / cell.median
+        processor = statistics.median(itertools.chain(*cell.processor))
         low, high = seconds[len(seconds) // 10], seconds[-1 - len(seconds) // 10]
         rows.append(
-            f"| {cell.case} | {cell.way} | {cell.median:.4f} ({low:.4f} to {high:.4f}) | {rate:.4g}"
+            f"| {cell.case} | {cell.way} | {cell.median:.4f} ({low:.4f} to {high:.4f}) | {processor:.4f} | {rate:.4g}"
             f" | {rate / cell.matrix_rate:.0%} | {'' if cell.peak is None else f'{cell.peak:.1f}'} | {cell.first:.1f} |"
         )
     return "\n".join(rows)
@@ -560,7 +579,8 @@ GOAL_PEAK = 75.0
 
 
 def verdicts(cells: Sequence[Cell]) -> list[str]:
-    """What the cells say of each other, turn against turn, and of the goals; a line each."""
+    """What the cells say of each other, turn against turn, and of the goals; a line each. On a CPU, which others use
+    too, by processor time."""
     lines = []
     on_a_gpu = any(cell.peak is not None for cell in cells)
     by_case: dict[str, dict[str, Cell]] = {}
@@ -570,14 +590,13 @@ def verdicts(cells: Sequence[Cell]) -> list[str]:
     for case, found in by_case.items():
         for one, other, what, goal in RATIOS:
             if one in found and other in found:
-                ratios = [
-                    statistics.median(a) / statistics.median(b)
-                    for a, b in zip(found[one].rounds, found[other].rounds, strict=True)
-                ]
+                ratios = turn_against_turn(found[one].rounds, found[other].rounds)
+                if not on_a_gpu:
+                    ratios = turn_against_turn(found[one].processor, found[other].processor)
                 ratio = statistics.median(ratios)
                 reached = "" if goal is None or (other == "peft" and not on_a_gpu) else _reached(ratio, goal, "")
                 spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-                lines.append(f"{case}: {one} / {other} = {ratio:.2f} ({spread}), {what}{reached}")
+                lines.append(f"{case}: {one} / {other} = {ratio:.3f} ({spread}), {what}{reached}")
         if on_a_gpu and "no-prior" in found and case in GOALS:
             lines.append(
                 f"{case}: {found['no-prior'].median:.3f} s{_reached(found['no-prior'].median, GOALS[case], ' s')}"
@@ -589,6 +608,10 @@ def verdicts(cells: Sequence[Cell]) -> list[str]:
             peak = found["ours"].peak or 0.0
             lines.append(f"{case}: {peak:.1f} GB at the most{_reached(peak, GOAL_PEAK, ' GB')}")
     return lines
+
+
+def turn_against_turn(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> list[float]:
+    return [statistics.median(of_a) / statistics.median(of_b) for of_a, of_b in zip(a, b, strict=True)]
 
 
 def _reached(value: float, goal: float, unit: str) -> str:

@@ -110,7 +110,8 @@ def test_it_needs_neither_cog_nor_what_only_other_parts_of_a_training_need() -> 
 def test_a_lap_takes_every_side_once() -> None:
     taken = []
     steps = (taken.append(n) for n in itertools.count())
-    assert len(step.turn(steps, laps=2, steps_a_lap=3, device=CPU)) == 2
+    seconds, processor = step.turn(steps, laps=2, steps_a_lap=3, device=CPU)
+    assert len(seconds) == len(processor) == 2
     assert len(taken) == 9
 
 
@@ -137,7 +138,8 @@ def test_a_small_run_measures_every_way_and_is_not_repeated(
 
 
 def _cell(case: str, way: str, *seconds: float, **changes: Any) -> Cell:
-    values = {"first": 1.0, "rounds": [list(seconds)], "tflop": 100.0, "matrix_rate": 800.0, "peak": 60.0, "graphs": 0}
+    values = {"first": 1.0, "rounds": [list(seconds)], "processor": [[0.1]], "tflop": 100.0, "matrix_rate": 800.0}
+    values |= {"peak": 60.0, "graphs": 0}
     return Cell(case=case, way=way, **{**values, **changes})
 
 
@@ -151,11 +153,13 @@ def test_the_table_and_the_verdicts_say_what_was_reached() -> None:
         _cell("512,768,1024", "ours", 0.17),
     ]
     rows = step.table(cells).splitlines()
-    assert "| 1024 | no-prior | 0.2500 (0.2000 to 0.3000) | 400 | 50% | 60.0 | 1.0 |" in rows
+    assert "| 1024 | no-prior | 0.2500 (0.2000 to 0.3000) | 0.1000 | 400 | 50% | 60.0 | 1.0 |" in rows
     assert any("out of memory" in row for row in rows)
     said = step.verdicts(cells)
-    assert "1024: no-prior / ostris = 0.50 (0.50 to 0.50), against the ostris way; goal 0.5: reached" in said
-    assert any(line.startswith("1024: no-prior / peft = 0.83") and line.endswith("goal 0.667: MISSED") for line in said)
+    assert "1024: no-prior / ostris = 0.500 (0.50 to 0.50), against the ostris way; goal 0.5: reached" in said
+    assert any(
+        line.startswith("1024: no-prior / peft = 0.833") and line.endswith("goal 0.667: MISSED") for line in said
+    )
     assert "1024: 0.250 s; goal 0.3 s: reached" in said
     assert "1024: 76.0 GB at the most; goal 75 GB: MISSED" in said
     assert "512,768,1024: 170 s for 1000 steps; goal 180 s: reached" in said
