@@ -400,6 +400,20 @@ def table(lines: Sequence[Line]) -> str:
     return _markdown(rows)
 
 
+def steps_to_goal(lines: Sequence[Line]) -> str:
+    """Markdown: for each kind and recipe the fewest steps whose trainings reach the goal, on average."""
+    reached: dict[tuple[str, str], list[int]] = {}
+    tried: dict[tuple[str, str], list[int]] = {}
+    for (kind, recipe, steps), group in grouped(lines).items():
+        if recipe != "base":
+            tried.setdefault((kind, recipe), []).append(steps)
+            reached.setdefault((kind, recipe), []).extend([steps] if short_of_the_goal(group, lines) == [] else [])
+    rows = [["kind", "recipe", "steps to the goal"], ["---"] * 3]
+    for (kind, recipe), found in reached.items():
+        rows.append([kind, recipe, str(min(found)) if found else f"more than {max(tried[kind, recipe])}"])
+    return _markdown(rows)
+
+
 def differences(lines: Sequence[Line]) -> str:
     """Markdown: what each recipe scores more than the defaults on the same look, seed and steps: the mean difference
     and its standard error."""
@@ -474,7 +488,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f" {shown}",
                 flush=True,
             )
-    print(table(lines), differences(lines), sep="\n\n")
+    print(table(lines), steps_to_goal(lines), differences(lines), sep="\n\n")
 
 
 class _Plain(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):

@@ -79,6 +79,8 @@ def test_the_table_has_means_and_spreads_the_ceiling_and_what_is_short_of_the_go
     assert rows[1].startswith("| subject | base | – | 0.10 ± 0.00 (judge's ceiling 0.90) |")
     assert rows[2].startswith("| subject | defaults | 100 | 0.60 ± 0.14 |")
     assert [row.split(" | ")[-2] for row in rows[2:]] == ["fidelity", "following", "nothing"]
+    assert quality.steps_to_goal(lines).splitlines()[2:] == ["| subject | defaults | 400 |"]
+    assert quality.steps_to_goal(lines[:-1]).splitlines()[2:] == ["| subject | defaults | more than 200 |"]
 
 
 def test_differences_are_to_the_defaults_on_the_same_look_seed_and_steps() -> None:
