@@ -87,6 +87,7 @@ class Base:
 
     @contextlib.contextmanager
     def transformer(self, plan: Plan) -> Iterator[FluxTransformer2DModel]:
+        _free()  # what the encoders leave behind until Python looks for it: on a small GPU there is no room for both
         transformer = self.load_transformer(plan)
         try:
             yield transformer

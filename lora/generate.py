@@ -130,6 +130,7 @@ def size_for(ratio: str, native: int) -> tuple[int, int]:
 
 
 @torch.no_grad()
+@torch.compiler.set_stance("force_eager")
 def draw(
     pipeline: FluxPipeline,
     prompt: str | Mapping[str, Tensor],

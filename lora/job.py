@@ -25,6 +25,7 @@ from lora import (
     encode,
     fit,
     generate,
+    graphs,
     hardware,
     hub,
     photos,
@@ -225,6 +226,9 @@ def _learn(
         with stage("training"):
             parameters = adapter.attach(transformer, request.lora_rank, settings.seed, modules, material.start)
             log(f"{sum(p.numel() for p in parameters):,} weights to train, on {len(material.learned)} examples")
+            if plan.compiled:
+                tokens = {*(len(example.mean) for example in material.learned), *(len(drawn.noisy) for drawn in priors)}
+                lent.enter_context(graphs.compiled(transformer, len(tokens)))
             reports = fit.fit(transformer, parameters, material.learned, priors, texts, settings)
             looked_at = validation.smallest(material.unseen or material.learned)
             check = functools.partial(validation.loss, transformer, looked_at, texts, settings.seed)

@@ -45,6 +45,7 @@ def smallest(examples: Sequence[Example], most: int = 4) -> list[Example]:
 
 
 @torch.no_grad()
+@torch.compiler.set_stance("force_eager")
 def loss(
     transformer: FluxTransformer2DModel, examples: Sequence[Example], texts: Mapping[str, Text], seed: int
 ) -> float:

@@ -26,6 +26,7 @@ LORA = {
     "layer": set(),
     "adapter": {"layer", "names", "weights"},
     "fit": {"encode", "flow", "prior"},
+    "graphs": set(),
     "generate": {"names", "weights"},
     "report": set(),
     "record": {"photos", "request"},

@@ -1,0 +1,41 @@
+"""The compiled blocks: few graphs, the same training."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+from torch._dynamo.utils import counters
+
+from lora import adapter, fit, graphs, validation
+from lora.encode import Example, Text
+from tests.test_fit import SETTINGS
+
+
+@pytest.mark.slow
+def test_sizes_share_four_graphs_that_train_as_the_blocks_do_and_nothing_else_is_compiled(
+    tiny_flux: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text]
+) -> None:
+    """By the compiler's front end, which is what can break a graph; what makes kernels of it needs a GPU to matter."""
+    tiny_flux.single_transformer_blocks.append(copy.deepcopy(tiny_flux.single_transformer_blocks[0]))
+    tiny_flux.transformer_blocks.append(copy.deepcopy(tiny_flux.transformer_blocks[0]))
+    settings = dataclasses.replace(SETTINGS, steps=3, batch_size=1)
+    assert len({len(example.mean) for example in examples}) == 2
+
+    def train(transformer: FluxTransformer2DModel) -> list[torch.nn.Parameter]:
+        parameters = adapter.attach(transformer, 4, seed=3)
+        assert len(list(fit.fit(transformer, parameters, examples, [], texts, settings))) == 3
+        return parameters
+
+    plain = train(copy.deepcopy(tiny_flux))
+    torch._dynamo.reset()
+    counters.clear()
+    with graphs.compiled(tiny_flux, 2, backend="aot_eager", fullgraph=True):
+        compiled = train(tiny_flux)
+        assert counters["stats"]["unique_graphs"] == 4
+        assert not counters["graph_break"]
+        validation.loss(tiny_flux, examples[:1], texts, seed=0)
+    assert counters["stats"]["unique_graphs"] == 4
+    for ours, wanted in zip(compiled, plain, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-3, atol=1e-5)
