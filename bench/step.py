@@ -34,7 +34,7 @@ from diffusers import FluxTransformer2DModel
 from peft import LoraConfig
 from torch import Tensor
 
-from lora import adapter, base, encode, fit, flow, hardware, layer, prior
+from lora import adapter, base, encode, fit, flow, graphs, hardware, layer, prior
 from lora.encode import Example, Text
 from lora.fit import Settings
 from lora.hardware import Plan
@@ -256,7 +256,12 @@ def project(plan_for: Callable[[Case], Plan], weight: float) -> Callable[[FluxTr
             prior_loss_weight=weight,
             seed=0,
         )
-        return fit.fit(transformer, parameters, lesson.examples, lesson.priors, lesson.texts, settings)
+        priors = lesson.priors if weight else []
+        with contextlib.ExitStack() as lent:
+            if plan.compiled:
+                tokens = {*(len(example.mean) for example in lesson.examples), *(len(drawn.noisy) for drawn in priors)}
+                lent.enter_context(graphs.compiled(transformer, len(tokens)))
+            yield from fit.fit(transformer, parameters, lesson.examples, priors, lesson.texts, settings)
 
     return start
 
