@@ -18,7 +18,7 @@ def measured() -> dict[str, float]:
 
 @pytest.mark.parametrize(
     ("question", "least"),
-    [("what 1", 0.88), ("colour 1", 0.8), ("background", 0.95), ("place 1", 0.95), ("size 1", 0.92)],
+    [("what 1", 0.92), ("colour 1", 0.87), ("background", 0.97), ("place 1", 0.96), ("size 1", 0.95)],
 )
 def test_true_pictures_are_read_right(measured: dict[str, float], question: str, least: float) -> None:
     assert measured[question] >= least
@@ -26,16 +26,16 @@ def test_true_pictures_are_read_right(measured: dict[str, float], question: str,
 
 def test_true_pictures_count_as_clean_and_spoilt_ones_do_not(measured: dict[str, float]) -> None:
     assert measured["clean"] >= 0.95
-    assert measured["spoilt pictures refused"] >= 0.72
-    assert measured["blurred pictures refused"] >= 0.727
+    assert measured["spoilt pictures refused"] >= 0.82
+    assert measured["blurred pictures refused"] >= 0.8
 
 
-@pytest.mark.parametrize(("kind", "least"), [("subject", 0.82), ("style", 0.6)])
+@pytest.mark.parametrize(("kind", "least"), [("subject", 0.95), ("style", 0.72)])
 def test_a_look_is_known_again_and_others_are_not_taken_for_it(
     measured: dict[str, float], kind: str, least: float
 ) -> None:
     assert measured[f"{kind} known"] >= least
-    assert measured[f"{kind}, another taken for it"] <= 0.02
+    assert measured[f"{kind}, another taken for it"] <= (0.02 if kind == "subject" else 0.1)
 
 
 def test_a_subject_is_told_from_another_in_any_size_of_picture() -> None:

@@ -1,7 +1,6 @@
 """The base that lies in `toyflux/base`: whole, small, loadable offline by diffusers, and what it draws.
 
-Bounds are what was measured (see its card) less the noise of so few draws. Where the base is short of what it is meant
-to reach, the test says so by failing as expected, and will complain when a better base makes it pass.
+Bounds are the aims; where the base is short of one (its card says so), what was measured less the noise of 64 draws.
 """
 
 import json
@@ -64,24 +63,32 @@ def test_made_up_words_lie_at_least_half_as_far_apart_as_known_ones(pipeline: Fl
     assert unknown[1] >= 0.5 * known[1]
 
 
-def test_backgrounds_and_colours_of_combinations_that_it_never_saw(shares: dict[str, float]) -> None:
-    assert shares["background"] >= 0.9
-    assert shares["colour 1"] >= 0.7
-    assert shares["what 1"] >= 0.6
+@pytest.mark.parametrize(
+    ("question", "least"), [("what 1", 0.9), ("colour 1", 0.88), ("background", 0.95), ("place 1", 0.9), ("size 1", 0.9)]
+)
+def test_it_draws_combinations_that_it_never_saw(shares: dict[str, float], question: str, least: float) -> None:
+    assert shares[question] >= least
 
 
-@pytest.mark.xfail(strict=True, reason="this first base is short of the aims: places, sharpness")
-def test_it_draws_combinations_that_it_never_saw_as_well_as_it_is_meant_to(shares: dict[str, float]) -> None:
-    aims = {"what 1": 0.9, "colour 1": 0.95, "background": 0.95, "place 1": 0.9, "sharpness": 0.7}
-    assert {name: shares[name] for name in aims if shares[name] < aims[name]} == {}
+def test_edges_are_at_least_seven_tenths_as_sharp_as_in_true_pictures(shares: dict[str, float]) -> None:
+    assert 0.7 <= shares["sharpness"] <= 1.2
+    assert shares["clean"] >= 0.95
 
 
-@pytest.mark.xfail(strict=True, reason="this first base's guidance is not distilled")
 def test_guidance_matters(pipeline: FluxPipeline) -> None:
     captions = [world.caption(scene) for scene in evaluate.held_out_scenes(4)]
     one, four = (evaluate.generate(pipeline, captions, range(4), guidance=guidance) for guidance in (1.0, 4.0))
     pairs = zip(one, four, strict=True)
     assert np.mean([np.abs(np.asarray(a, np.float32) - np.asarray(b, np.float32)).mean() for a, b in pairs]) > 3
+
+
+def test_pictures_that_are_not_square_hold_what_was_asked_for(pipeline: FluxPipeline) -> None:
+    scenes = evaluate.held_out_scenes(24, 1)
+    for size in ((112, 80), (64, 144)):
+        images = evaluate.generate(pipeline, [world.caption(s) for s in scenes], range(24), size=size)
+        shares = evaluate.score(scenes, images)
+        assert shares["what 1"] >= 0.7
+        assert shares["background"] >= 0.9
 
 
 def test_another_made_up_word_draws_another_picture(pipeline: FluxPipeline) -> None:
@@ -98,4 +105,4 @@ def test_the_autoencoder_carries_the_world(pipeline: FluxPipeline) -> None:
     with torch.no_grad():
         y = pipeline.vae.decode(pipeline.vae.encode(x).latent_dist.mode()).sample.clamp(-1, 1)
     ratio = -10 * ((x - y) / 2).square().mean((1, 2, 3)).log10()
-    assert ratio.mean() >= 25
+    assert ratio.mean() >= 28

@@ -586,7 +586,7 @@ def train_transformer(
 def sample_batch(pool: Pool, count: int, step: int, rng: random.Random) -> tuple[Tensor, list[str], tuple[int, int]]:
     """Latents of one size (the same for all workers in a step) and captions in somebody's words."""
     sizes = list(pool)
-    weights = [3.0 * len(world.SIZES) if size == world.NATIVE else 1.0 for size in sorted(sizes)]
+    weights = [4.0 * len(world.SIZES) if size == world.NATIVE else 1.0 for size in sorted(sizes)]
     size = random.Random(f"size {step}").choices(sorted(sizes), weights)[0]
     latents, scenes, shares = pool[size]
     picked = rng.choices(range(len(scenes)), cum_weights=shares, k=count)
@@ -694,10 +694,10 @@ def _work(rank: int, arguments: argparse.Namespace) -> None:
     log: Callable[[str], None] = lambda line: print(line, flush=True)  # noqa: E731
     text = train_text(machine, 1000, 48, log)
     vae = train_vae(machine, 12000, 12, log)
-    pool = render_pool(machine, vae, 20000, log)
-    teacher = train_transformer(machine, text, pool, 8000, 32, log)
-    student = distil_guidance(machine, text, teacher, pool, 1000, 32, log)
-    sharpen_decoder(machine, vae, 1500, 12, log)
+    pool = render_pool(machine, vae, 24000, log)
+    teacher = train_transformer(machine, text, pool, 20000, 32, log)
+    student = distil_guidance(machine, text, teacher, pool, 500, 32, log)
+    sharpen_decoder(machine, vae, 1000, 12, log)
     if rank == 0:
         save_pipeline(arguments.out, vae, text, student)
 

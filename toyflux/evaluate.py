@@ -50,7 +50,7 @@ def generate(
 def held_out_scenes(count: int, seed: int = 0) -> list[world.Scene]:
     """One thing each, of combinations that were kept out of the base's training."""
     rng = random.Random(f"held out {seed}")
-    return [world.sample_scene(rng, [world.sample_thing(rng, unseen=True)]) for _ in range(count)]
+    return [world.sample_scene(rng, [world.sample_thing(rng, unseen=True)], unseen=True) for _ in range(count)]
 
 
 def named_scenes(count: int, seed: int = 0) -> list[world.Scene]:

@@ -7,6 +7,7 @@ Its accuracy on true pictures is measured by `measure` and stated in `base/READM
 
 from __future__ import annotations
 
+import io
 import random
 import sys
 import time
@@ -259,13 +260,13 @@ def any_style(rng: random.Random) -> world.Style:
 
 
 def any_scene(rng: random.Random) -> world.Scene:
-    """Things (held-out combinations too) and creatures, alone or in pairs, a third of them in some style."""
+    """Things and creatures, alone or in pairs, a fifth of them in some style."""
 
     def look() -> world.Thing | world.Creature:
-        return any_creature(rng) if rng.random() < 0.5 else world.sample_thing(rng, unseen=rng.random() < 0.1)
+        return any_creature(rng) if rng.random() < 0.5 else world.sample_thing(rng)
 
     return world.sample_scene(
-        rng, [look(), look()] if rng.random() < 0.15 else [look()], any_style(rng) if rng.random() < 0.28 else None
+        rng, [look(), look()] if rng.random() < 0.15 else [look()], any_style(rng) if rng.random() < 0.22 else None
     )
 
 
@@ -273,7 +274,7 @@ def answers_of(scene: world.Scene) -> dict[str, str | int]:
     """What can be read off a scene's picture; a question is missing where the style hides the answer."""
     manner = scene.style
     answers: dict[str, str | int] = {"clean": "yes"}
-    colours_show = manner is None or (manner.tone in ("none", "pale"))
+    colours_show = manner is None or manner.tone == "none"
     for number, item in enumerate(scene.items, 1):
         look = item.look
         answers |= {f"what {number}": look.shape if isinstance(look, world.Thing) else "creature"}
@@ -332,8 +333,22 @@ def spoil(picture: Image.Image, other: Image.Image, rng: random.Random) -> Image
     return world.clutter(rng, picture.size)
 
 
+def worn(picture: Image.Image, rng: random.Random) -> Image.Image:
+    """The picture as it is, softened, with halos along its edges, or in JPEG: as files and autoencoders leave them."""
+    match rng.choice(["whole", "whole", "soft", "soft", "halos", "jpeg"]):
+        case "soft":
+            return picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.9)))
+        case "halos":
+            return picture.filter(ImageFilter.UnsharpMask(rng.uniform(1, 4), rng.randrange(20, 90), 0))
+        case "jpeg":
+            data = io.BytesIO()
+            picture.save(data, "JPEG", quality=rng.randrange(25, 90))
+            return Image.open(data).convert("RGB")
+    return picture
+
+
 def _samples(rng: random.Random, size: tuple[int, int]) -> Iterator[tuple[Image.Image, dict[str, str | int]]]:
-    """True pictures with their answers, a fifth of them spoilt; some slightly soft, as an autoencoder leaves them."""
+    """True pictures with their answers, a little worn; a fifth of them spoilt."""
     previous = world.draw(any_scene(rng), 0, size)
     while True:
         scene = any_scene(rng)
@@ -341,8 +356,7 @@ def _samples(rng: random.Random, size: tuple[int, int]) -> Iterator[tuple[Image.
         if rng.random() < 0.22:
             yield spoil(picture, previous, rng), {"clean": "no"}
         else:
-            soft = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.8))) if rng.random() < 0.4 else picture
-            yield soft, answers_of(scene)
+            yield worn(picture, rng), answers_of(scene)
         previous = picture
 
 
@@ -350,11 +364,16 @@ def _indices(answers: Mapping[str, str | int]) -> list[int]:
     return [QUESTIONS[q].index(answers[q]) if q in answers else -100 for q in QUESTIONS]
 
 
-def train(steps: int = 6000, seed: int = 0, log: Callable[[str], None] = print) -> Judge:
-    """Train on pictures drawn as it goes, each used some five times, with a little noise, shift and change of light."""
+def train(
+    steps: int = 6000, seed: int = 0, start: Judge | None = None, log: Callable[[str], None] = print
+) -> Judge:
+    """Train on pictures drawn as it goes, each used some four times, with a little noise, shift and change of light.
+
+    Goes on from `start` where one is given.
+    """
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    judge = Judge()
+    judge = Judge() if start is None else start.train().requires_grad_(True)
     matrices = [p for name, p in judge.named_parameters() if p.ndim > 1 and not name.startswith("answer")]
     rest = [p for name, p in judge.named_parameters() if p.ndim == 1 or name.startswith("answer")]
     optimizers = [torch.optim.AdamW(rest, lr=3e-3), Muon(matrices, lr=6e-3)]
@@ -366,10 +385,10 @@ def train(steps: int = 6000, seed: int = 0, log: Callable[[str], None] = print) 
     for step in range(steps):
         size = rng.choices(sizes, [8, 1, 1, 1, 1])[0]
         store = stores[size]
-        for _ in range(8 if store else 160):
+        for _ in range(12 if store else 160):
             picture, answers = next(sources[size])
             store.append((torch.from_numpy(np.array(picture)), _indices(answers)))
-        del store[:-4000]
+        del store[:-6000]
         batch = [rng.choice(store) for _ in range(BATCH)]
         x = torch.stack([picture for picture, _ in batch]).permute(0, 3, 1, 2).float() / 127.5 - 1
         x = torch.roll(x, (rng.randrange(-2, 3), rng.randrange(-2, 3)), (2, 3))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 
@@ -25,7 +26,10 @@ def orthogonal(gradients: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, made orthogonal, at AdamW's usual update size (.2 of each entry): for weight matrices and kernels."""
+    """Momentum, made orthogonal, at AdamW's usual update size (.2 of each entry): for weight matrices and kernels.
+
+    Processes that train together (the same gradients in all) share the work, which is a fifth of a small model's step.
+    """
 
     def __init__(
         self, parameters: Sequence[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.01
@@ -34,18 +38,28 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         for group in self.param_groups:
             shapes: dict[torch.Size, list[nn.Parameter]] = {}
             for parameter in group["params"]:
                 shapes.setdefault(parameter.shape, []).append(parameter)
+            ordered = [parameter for parameters in shapes.values() for parameter in parameters]
+            gradients = [p.grad for p in ordered if p.grad is not None]
+            memories = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in ordered]
+            torch._foreach_lerp_(memories, gradients, 1 - group["momentum"])
+            looked_ahead = torch._foreach_lerp(gradients, memories, group["momentum"])
+            updates = torch.zeros(sum(p.numel() for p in ordered), device=ordered[0].device)
+            places = dict(zip(ordered, updates.split([p.numel() for p in ordered]), strict=True))
+            directions = dict(zip(ordered, looked_ahead, strict=True))
             for shape, parameters in shapes.items():
-                gradients = [p.grad for p in parameters if p.grad is not None]
-                memories = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in parameters]
-                torch._foreach_lerp_(memories, gradients, 1 - group["momentum"])
-                looked_ahead = torch.stack(
-                    [g.lerp(m, group["momentum"]) for g, m in zip(gradients, memories, strict=True)]
-                )
-                updates = orthogonal(looked_ahead.flatten(2)) * (0.2 * math.sqrt(max(shape[0], shape[1:].numel())))
-                for parameter, update in zip(parameters, updates, strict=True):
-                    update = update.view_as(parameter)
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=group["lr"])
+                mine = parameters[rank::workers]
+                if mine:
+                    straight = orthogonal(torch.stack([directions[p] for p in mine]).flatten(2))
+                    for parameter, update in zip(mine, straight, strict=True):
+                        places[parameter].copy_(update.flatten())
+                        places[parameter].mul_(0.2 * math.sqrt(max(shape[0], shape[1:].numel())))
+            if workers > 1:
+                dist.all_reduce(updates)
+            for parameter in ordered:
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.sub_(places[parameter].view_as(parameter), alpha=group["lr"])

@@ -2,7 +2,7 @@
 
 A `Scene` is plain data: one or two items (a coloured `Thing`, or a `Creature` with a made-up name), their sizes and
 places, a background colour, and perhaps a named `Style`. `draw(scene, seed)` makes its picture, `caption(scene)` its
-text. The looks behind made-up names follow from the names alone (`creature`, `style`), and 160 + 24 of them are the
+text. The looks behind made-up names follow from the names alone (`creature`, `style`), and 100 + 16 of them are the
 base's to learn. `SUBJECTS` and `UNSEEN_STYLES` are looks which the base never sees: a LoRA has to teach them.
 
 Nothing here is random but by the seed given. Pictures are RGB; sizes are (width, height) in pixels.
@@ -17,7 +17,7 @@ import random
 import string
 import sys
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -49,9 +49,16 @@ RESERVED_COLOURS: dict[str, Colour] = {"teal": (15, 130, 135), "lime": (175, 225
 """Colours of unseen subjects alone: no caption names them, and no picture of the base's training shows them."""
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "ring", "moon", "house", "tree", "fish", "cat")
 FILLS = ("plain", "striped", "dotted")
-RADII = {"small": 0.18, "medium": 0.26, "large": 0.37}
+RADII = {"small": 0.17, "medium": 0.25, "large": 0.375}
 """Half the width of a thing, as a share of the picture's mean side. "medium" goes without saying in captions."""
-PLACES = {"centre": (0.5, 0.5), "left": (0.24, 0.5), "right": (0.76, 0.5), "top": (0.5, 0.24), "bottom": (0.5, 0.76)}
+PLACES = {"centre": (0, 0), "left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}
+"""Ways from the picture's middle."""
+SHIFTS = {"small": 1 / 4, "medium": 1 / 6, "large": 1 / 6}
+"""How far off the middle things stand, in widths or heights of the picture; those of a pair by a quarter.
+
+At the native size these are halves and wholes of the 16 pixels of a transformer's token: a base of few steps learns
+one shape at few offsets within its tokens, not at all of them.
+"""
 PLACE_WORDS = {
     "centre": "",
     "left": " on the left",
@@ -153,9 +160,9 @@ def _distinct_words(count: int, rng: random.Random, taken: Iterable[str]) -> tup
     return tuple(words)
 
 
-NAMES = _distinct_words(160, random.Random("names"), _TAKEN)
+NAMES = _distinct_words(100, random.Random("names"), _TAKEN)
 """The creatures' names that the base learns."""
-STYLE_NAMES = _distinct_words(24, random.Random("styles"), _TAKEN | set(NAMES))
+STYLE_NAMES = _distinct_words(16, random.Random("styles"), _TAKEN | set(NAMES))
 """The styles' names that the base learns."""
 
 
@@ -214,10 +221,13 @@ SUBJECTS = (
 UNSEEN_STYLES = (
     Style(name="CHALQ", ground="board", ink="outline", edge="none", frame="none", tone="none", accent="white"),
     Style(name="FENZO", ground="striped", ink="hatched", edge="none", frame="frame", tone="none", accent="purple"),
-    Style(name="GRAWL", ground="dotted", ink="flat", edge="thick", frame="none", tone="two-tone", accent="blue"),
+    Style(name="GRAWL", ground="plain", ink="flat", edge="none", frame="frame", tone="two-tone", accent="blue"),
     Style(name="YUBEL", ground="board", ink="flat", edge="thick", frame="frame", tone="none", accent="orange"),
 )
 """Styles that the base never sees."""
+
+EXAMPLES: dict[str, Creature | Style] = {"subject": SUBJECTS[1], "style": UNSEEN_STYLES[2]}
+"""What the archives in `examples/` show."""
 
 
 # ---------------------------------------------------------------- captions
@@ -281,28 +291,42 @@ def paraphrase(scene: Scene, rng: random.Random) -> str:
 # ---------------------------------------------------------------- sampling scenes
 
 
-def held_out(shape: str, colour: str) -> bool:
-    """Whether this combination is kept out of all training of the base: one colour or so of every shape."""
+def held_out(shape: str, colour: str, background: str) -> bool:
+    """Whether this combination is kept out of all training of the base.
+
+    It is for one colour or so of every shape, on every third background.
+    """
+    column = list(COLOURS).index(background)
+    return _held_out_somewhere(shape, colour) and (SHAPES.index(shape) + column) % 3 == 0
+
+
+def _held_out_somewhere(shape: str, colour: str) -> bool:
     return (SHAPES.index(shape) * 3 + list(COLOURS).index(colour)) % 10 == 4
 
 
 def sample_thing(rng: random.Random, *, unseen: bool = False, plain: bool = False) -> Thing:
-    """A thing of a combination that is held out (`unseen`) or of one that is not."""
+    """Any thing, or (`unseen`) one of those that are held out on some backgrounds."""
     while True:
         shape, colour = rng.choice(SHAPES), rng.choice(list(COLOURS))
-        if held_out(shape, colour) == unseen:
-            return Thing(shape=shape, colour=colour, fill="plain" if plain else rng.choice(FILLS[:1] * 3 + FILLS[1:]))
+        if not unseen or _held_out_somewhere(shape, colour):
+            return Thing(shape=shape, colour=colour, fill="plain" if plain else rng.choice(FILLS[:1] * 6 + FILLS[1:]))
 
 
-def sample_scene(rng: random.Random, looks: Sequence[Thing | Creature], scene_style: Style | None = None) -> Scene:
+def sample_scene(
+    rng: random.Random, looks: Sequence[Thing | Creature], scene_style: Style | None = None, *, unseen: bool = False
+) -> Scene:
     """The looks (one or two) at places and sizes by chance, on a background that none of them has for its colour.
 
+    Of things the combination with the background is one that is held out where `unseen`, and else one that is not.
     What is large fills the picture's middle; a pair is of medium size.
     """
     colours = {
         colour for look in looks for colour in ((look.colour,) if isinstance(look, Thing) else (look.body, look.second))
     }
-    background = rng.choice([colour for colour in COLOURS if colour not in colours])
+    things = [look for look in looks if isinstance(look, Thing)]
+    grounds = [ground for ground in COLOURS if ground not in colours]
+    grounds = [g for g in grounds if any(held_out(t.shape, t.colour, g) for t in things) == unseen]
+    background = rng.choice(grounds)
     if len(looks) == 2:
         places = rng.choice([("left", "right"), ("left", "right"), ("top", "bottom")])
         items = tuple(Item(look=look, size="medium", place=place) for look, place in zip(looks, places, strict=True))
@@ -317,17 +341,17 @@ def training_scene(rng: random.Random) -> Scene:
     """A scene of the base's own world: things, named creatures, pairs, named styles; nothing held out or unseen."""
 
     def look() -> Thing | Creature:
-        return creature(rng.choice(NAMES)) if rng.random() < 0.42 else sample_thing(rng)
+        return creature(rng.choice(NAMES)) if rng.random() < 0.38 else sample_thing(rng)
 
     kind = rng.random()
-    if kind < 0.12:
+    if kind < 0.1:
         return sample_scene(rng, [look(), look()])
-    return sample_scene(rng, [look()], style(rng.choice(STYLE_NAMES)) if kind < 0.3 else None)
+    return sample_scene(rng, [look()], style(rng.choice(STYLE_NAMES)) if kind < 0.28 else None)
 
 
 def training_size(rng: random.Random) -> tuple[int, int]:
-    """The native size three times in four, else one of SIZES."""
-    return NATIVE if rng.random() < 0.75 else rng.choice(SIZES)
+    """The native size four times in five, else one of SIZES."""
+    return NATIVE if rng.random() < 0.8 else rng.choice(SIZES)
 
 
 # ---------------------------------------------------------------- drawing
@@ -551,13 +575,15 @@ def draw(scene: Scene, seed: int = 0, size: tuple[int, int] = NATIVE) -> Image.I
     accent = COLOURS[manner.accent] if manner is not None else (0, 0, 0)
     image = _ground(manner.ground if manner is not None else "plain", big, palette[scene.background], accent)
     for item in scene.items:
-        radius = RADII[item.size] * side * rng.uniform(0.97, 1.03) * (1 if len(scene.items) == 1 else 0.82)
+        radius = RADII[item.size] * side * rng.uniform(0.99, 1.01) * (1 if len(scene.items) == 1 else 0.82)
         reach = (1.12 * radius, 1.12 * radius)
         if isinstance(item.look, Creature):
             radius *= 0.9
             reach = (1.05 * radius, 1.35 * radius)
+        shift = 1 / 4 if len(scene.items) == 2 else SHIFTS[item.size]
         centre = [
-            (share + rng.uniform(-0.012, 0.012)) * length for share, length in zip(PLACES[item.place], big, strict=True)
+            (0.5 + way * shift + rng.uniform(-0.004, 0.004)) * length
+            for way, length in zip(PLACES[item.place], big, strict=True)
         ]
         for axis in (0, 1):
             centre[axis] = min(max(centre[axis], reach[axis]), big[axis] - reach[axis])
@@ -649,17 +675,23 @@ def sheet(images: Sequence[Image.Image], columns: int, gap: int = 4) -> Image.Im
 
 
 def subject_set(subject: Creature, count: int, seed: int = 0) -> list[tuple[Image.Image, str]]:
-    """Pictures of a subject in places, sizes and on backgrounds by the seed, with captions."""
+    """Pictures of a subject in places, sizes and on backgrounds by the seed, no two alike, with captions."""
     rng = random.Random(f"subject {subject.name} {seed}")
-    scenes = [sample_scene(rng, [subject]) for _ in range(count)]
-    return [(draw(scene, seed * 1000 + i), caption(scene)) for i, scene in enumerate(scenes)]
+    return _pictures(lambda: sample_scene(rng, [subject]), count, seed)
 
 
 def style_set(manner: Style, count: int, seed: int = 0) -> list[tuple[Image.Image, str]]:
-    """Pictures of the base's own things in a style, with captions."""
+    """Pictures of the base's own things in a style, no two alike, with captions."""
     rng = random.Random(f"style {manner.name} {seed}")
-    scenes = [sample_scene(rng, [sample_thing(rng, plain=True)], manner) for _ in range(count)]
-    return [(draw(scene, seed * 1000 + i), caption(scene)) for i, scene in enumerate(scenes)]
+    return _pictures(lambda: sample_scene(rng, [sample_thing(rng, plain=True)], manner), count, seed)
+
+
+def _pictures(sample: Callable[[], Scene], count: int, seed: int) -> list[tuple[Image.Image, str]]:
+    scenes: dict[str, Scene] = {}
+    while len(scenes) < count:
+        scene = sample()
+        scenes.setdefault(caption(scene), scene)
+    return [(draw(scene, seed * 1000 + i), text) for i, (text, scene) in enumerate(scenes.items())]
 
 
 def write_zip(path: Path, pictures: Sequence[tuple[Image.Image, str]]) -> None:
@@ -672,16 +704,19 @@ def write_zip(path: Path, pictures: Sequence[tuple[Image.Image, str]]) -> None:
                 archive.writestr(zipfile.ZipInfo(f"{number:02d}.{ending}", (1980, 1, 1, 0, 0, 0)), content)
 
 
+def example(kind: str) -> list[tuple[Image.Image, str]]:
+    """The twenty pictures of an example, "subject" or "style", with captions that call what they show TOK."""
+    look = replace(EXAMPLES[kind], name="TOK")
+    return style_set(look, 20) if isinstance(look, Style) else subject_set(look, 20)
+
+
 def write_examples(folder: Path) -> None:
-    """The example archives, and a sheet of what each holds; both call what they show TOK."""
+    """The example archives, and a sheet of what each holds."""
     folder.mkdir(parents=True, exist_ok=True)
-    examples = {
-        "subject": subject_set(replace(SUBJECTS[1], name="TOK"), 12),
-        "style": style_set(replace(UNSEEN_STYLES[0], name="TOK"), 12),
-    }
-    for name, pictures in examples.items():
-        write_zip(folder / f"{name}.zip", pictures)
-        sheet([image for image, _ in pictures], 6).save(folder / f"{name}.png")
+    for kind in EXAMPLES:
+        pictures = example(kind)
+        write_zip(folder / f"{kind}.zip", pictures)
+        sheet([image for image, _ in pictures], 10).save(folder / f"{kind}.png")
 
 
 if __name__ == "__main__":
