@@ -364,9 +364,7 @@ def _indices(answers: Mapping[str, str | int]) -> list[int]:
     return [QUESTIONS[q].index(answers[q]) if q in answers else -100 for q in QUESTIONS]
 
 
-def train(
-    steps: int = 6000, seed: int = 0, start: Judge | None = None, log: Callable[[str], None] = print
-) -> Judge:
+def train(steps: int = 6000, seed: int = 0, start: Judge | None = None, log: Callable[[str], None] = print) -> Judge:
     """Train on pictures drawn as it goes, each used some four times, with a little noise, shift and change of light.
 
     Goes on from `start` where one is given.

@@ -221,12 +221,12 @@ SUBJECTS = (
 UNSEEN_STYLES = (
     Style(name="CHALQ", ground="board", ink="outline", edge="none", frame="none", tone="none", accent="white"),
     Style(name="FENZO", ground="striped", ink="hatched", edge="none", frame="frame", tone="none", accent="purple"),
-    Style(name="GRAWL", ground="plain", ink="flat", edge="none", frame="frame", tone="two-tone", accent="blue"),
+    Style(name="GRAWL", ground="striped", ink="flat", edge="none", frame="frame", tone="none", accent="blue"),
     Style(name="YUBEL", ground="board", ink="flat", edge="thick", frame="frame", tone="none", accent="orange"),
 )
 """Styles that the base never sees."""
 
-EXAMPLES: dict[str, Creature | Style] = {"subject": SUBJECTS[1], "style": UNSEEN_STYLES[2]}
+EXAMPLES: dict[str, Creature | Style] = {"subject": SUBJECTS[1], "style": UNSEEN_STYLES[3]}
 """What the archives in `examples/` show."""
 
 
