@@ -19,6 +19,7 @@ from server import Server
 from lora import base, job, weights
 from lora.base import Base
 from tests.test_request import a_request
+from toyflux import world
 
 INPUT = {"prompt": "a TOK on a red background", "seed": 5, "num_inference_steps": 3, "output_format": "png"}
 
@@ -126,7 +127,7 @@ def test_sizes_formats_and_a_picture_to_start_from(artist: Server, flux: Base) -
     [chosen] = _drawn(artist, width=100, height=64, output_format="jpg", output_quality=40)
     assert (chosen.format, chosen.size) == ("JPEG", (96, 64))
     start = io.BytesIO()
-    Image.linear_gradient("L").resize((300, 150)).convert("RGB").save(start, "PNG")
+    Image.new("RGB", (300, 150), world.COLOURS["blue"]).save(start, "PNG")
     uri = "data:image/png;base64," + base64.b64encode(start.getvalue()).decode()
     [near] = _drawn(artist, image=uri, prompt_strength=0.34)
     assert near.width / near.height == pytest.approx(2, rel=0.15)
