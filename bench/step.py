@@ -39,7 +39,6 @@ from lora.encode import Example, Text
 from lora.fit import Settings
 from lora.hardware import Plan
 from lora.prior import Prior
-from tests.test_request import a_request
 
 FLUX_DEV: Mapping[str, Any] = {
     "patch_size": 1,
@@ -229,11 +228,7 @@ def step_tflop(config: Mapping[str, Any], side: int, batch_size: int, text_token
 
 def planned(gpu: hardware.Gpu, parameters: int, case: Case) -> Plan:
     """What a training of this case would be planned as."""
-    resolution = ",".join(map(str, case.sides))
-    request = a_request(
-        Path("pictures.zip"), batch_size=case.batch_size, lora_rank=RANK, resolution=resolution, training_steps=1000
-    )
-    return hardware.plan(gpu, request, parameters, case.sides)
+    return hardware.plan(gpu, parameters, case.sides, batch_size=case.batch_size, rank=RANK, steps=1000)
 
 
 def project(plan_for: Callable[[Case], Plan], weight: float) -> Callable[[FluxTransformer2DModel, Lesson], Iterator]:

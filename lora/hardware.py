@@ -5,8 +5,6 @@ import itertools
 
 import torch
 
-from lora.request import TrainRequest
-
 GIB = 2**30
 FLUX_DEV = 11_901_408_320
 """Parameters of FLUX.1-dev's transformer; what was counted on it is taken in proportion for another base."""
@@ -59,23 +57,21 @@ def read_gpu() -> Gpu | None:
     return Gpu(name=found.name, memory=found.total_memory, capability=(found.major, found.minor))
 
 
-def plan(gpu: Gpu | None, request: TrainRequest, weights: int, resolutions: tuple[int, ...]) -> Plan:
+def plan(
+    gpu: Gpu | None, weights: int, resolutions: tuple[int, ...], *, batch_size: int, rank: int, steps: int
+) -> Plan:
     """How to train on this GPU, from its memory: the first that fits of the ways below, the fastest first.
 
     `weights` counts the transformer's parameters. Raises ValueError where not even the last of them fits.
     """
     if gpu is None:
         reason = "no GPU: on the CPU in float32, which only a toy base makes sense for"
-        return Plan(
-            device="cpu", dtype=torch.float32, checkpointing=False, reason=reason, batch_size=request.batch_size
-        )
+        return Plan(device="cpu", dtype=torch.float32, checkpointing=False, reason=reason, batch_size=batch_size)
     tokens = (max(resolutions) / 16) ** 2 + 512
     have = f"{gpu.name} has {gpu.memory / GIB:.0f} GiB"
-    for batch_size, (quantised, checkpointing) in itertools.product(_halvings(request.batch_size), WAYS):
-        activations = (RECOMPUTED if checkpointing else KEPT) * tokens / COUNTED_TOKENS * batch_size
-        needed = RESERVE + weights * (
-            (BYTES_IN_FLOAT8 if quantised else 2) + ADAPTER * request.lora_rank + activations / FLUX_DEV
-        )
+    for fitting, (quantised, checkpointing) in itertools.product(_halvings(batch_size), WAYS):
+        activations = (RECOMPUTED if checkpointing else KEPT) * tokens / COUNTED_TOKENS * fitting
+        needed = RESERVE + weights * ((BYTES_IN_FLOAT8 if quantised else 2) + ADAPTER * rank + activations / FLUX_DEV)
         if needed <= gpu.memory:
             break
     else:
@@ -85,7 +81,7 @@ def plan(gpu: Gpu | None, request: TrainRequest, weights: int, resolutions: tupl
             " lora_rank or resolution"
         )
     narrow = quantised and gpu.capability < CAPABILITY_TO_COMPILE_FLOAT8
-    compiled = request.training_steps >= STEPS_TO_COMPILE_FOR and not narrow
+    compiled = steps >= STEPS_TO_COMPILE_FOR and not narrow
     reasons = [
         f"{have}, {needed / GIB:.0f} are needed with the base in {'float8' if quantised else 'bf16'}"
         f" and {'each block recomputed in the backward pass' if checkpointing else 'all activations kept'}",
@@ -93,8 +89,8 @@ def plan(gpu: Gpu | None, request: TrainRequest, weights: int, resolutions: tupl
         if compiled
         else "not compiled: " + ("float8 on this GPU" if narrow else "too few steps to repay it"),
     ]
-    if batch_size < request.batch_size:
-        reasons.append(f"batch_size {batch_size}, since {request.batch_size} would not fit")
+    if fitting < batch_size:
+        reasons.append(f"batch_size {fitting}, since {batch_size} would not fit")
     return Plan(
         device="cuda",
         dtype=torch.bfloat16,
@@ -102,7 +98,7 @@ def plan(gpu: Gpu | None, request: TrainRequest, weights: int, resolutions: tupl
         reason="; ".join(reasons),
         quantised=quantised,
         compiled=compiled,
-        batch_size=batch_size,
+        batch_size=fitting,
     )
 
 

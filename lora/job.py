@@ -90,7 +90,14 @@ def run(
     rules = _rules(request, flux)
     text.check(rules)
     resolutions = parse_resolution(request.resolution) if request.resolution else flux.resolutions
-    plan = hardware.plan(gpu, request, flux.parameters, resolutions)
+    plan = hardware.plan(
+        gpu,
+        flux.parameters,
+        resolutions,
+        batch_size=request.batch_size,
+        rank=request.lora_rank,
+        steps=request.training_steps,
+    )
     log(f"plan: {plan.reason}")
     settings = dataclasses.replace(_settings(request, flux, log), **{"batch_size": plan.batch_size, **(changes or {})})
     decided: dict[str, Any] = {

@@ -9,6 +9,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from safetensors import safe_open
 
+from bench import step
 from lora import adapter, generate, weights
 from lora.encode import Text
 
@@ -19,18 +20,7 @@ SCHEDULER = {"use_dynamic_shifting": False, "shift": 3.0}
 def flux_dev() -> FluxTransformer2DModel:
     """FLUX.1-dev's transformer without its weights, from the config in its repository."""
     with torch.device("meta"):
-        return FluxTransformer2DModel(
-            patch_size=1,
-            in_channels=64,
-            num_layers=19,
-            num_single_layers=38,
-            attention_head_dim=128,
-            num_attention_heads=24,
-            joint_attention_dim=4096,
-            pooled_projection_dim=768,
-            guidance_embeds=True,
-            axes_dims_rope=(16, 56, 56),
-        )
+        return FluxTransformer2DModel(**step.FLUX_DEV)
 
 
 def _train_a_little(transformer: FluxTransformer2DModel, modules: list[str] | None = None) -> list[torch.nn.Parameter]:

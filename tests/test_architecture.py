@@ -16,7 +16,7 @@ LORA = {
     "archive": {"disk"},
     "photos": {"archive"},
     "buckets": {"archive"},
-    "hardware": {"request"},
+    "hardware": set(),
     "base": {"hardware", "layer"},
     "flow": set(),
     "encode": {"base", "flow", "hardware"},

@@ -168,7 +168,7 @@ def test_the_table_and_the_verdicts_say_what_was_reached() -> None:
 
 def test_without_a_gpu_it_says_what_can_be_measured_here(capsys: pytest.CaptureFixture[str]) -> None:
     if torch.cuda.is_available():
-        pytest.skip("there is a GPU here")
+        pytest.skip("this is what the command says where there is no GPU, and here is one")
     with pytest.raises(SystemExit):
         step.main([])
     assert "--toy measures on the CPU" in capsys.readouterr().err

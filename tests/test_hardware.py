@@ -1,21 +1,22 @@
 """The plan for machines that are not here."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
+from bench import step
 from lora import hardware, layer
 from lora.hardware import FLUX_DEV, GIB, Gpu, Plan
-from tests.test_request import a_request
+
+STEPS = 1000
 
 
-def _plan(tmp_path: Path, gib: float, capability: tuple[int, int] = (9, 0), **changes: Any) -> Plan:
-    resolutions = changes.pop("resolutions", (512, 768, 1024))
+def _plan(gib: float, capability: tuple[int, int] = (9, 0), **changes: Any) -> Plan:
+    wanted = {"resolutions": (512, 768, 1024), "batch_size": 1, "rank": 16, "steps": STEPS} | changes
     gpu = Gpu(name="NVIDIA X", memory=round(gib * GIB), capability=capability)
-    return hardware.plan(gpu, a_request(tmp_path, **changes), FLUX_DEV, resolutions)
+    return hardware.plan(gpu, FLUX_DEV, **wanted)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +26,7 @@ def _plan(tmp_path: Path, gib: float, capability: tuple[int, int] = (9, 0), **ch
         ("H200", 139.8, {"batch_size": 3}, False, False, 3),
         ("H200", 139.8, {"batch_size": 8}, False, True, 8),
         ("H100 80GB", 79.1, {}, False, False, 1),
-        ("H100 80GB", 79.1, {"lora_rank": 128}, False, False, 1),
+        ("H100 80GB", 79.1, {"rank": 128}, False, False, 1),
         ("H100 80GB", 79.1, {"batch_size": 4}, False, True, 4),
         ("H100 80GB", 79.1, {"batch_size": 4, "resolutions": (512,)}, False, False, 4),
         ("L40S", 44.4, {}, False, True, 1),
@@ -35,12 +36,11 @@ def _plan(tmp_path: Path, gib: float, capability: tuple[int, int] = (9, 0), **ch
         ("RTX 5090", 31.4, {}, False, True, 1),
         ("RTX 4090", 23.6, {}, True, True, 1),
         ("RTX 4090", 23.6, {"batch_size": 8}, True, True, 2),
-        ("RTX 4090", 23.6, {"lora_rank": 64, "resolutions": (512,)}, True, True, 1),
+        ("RTX 4090", 23.6, {"rank": 64, "resolutions": (512,)}, True, True, 1),
         ("A10G", 22.1, {}, True, True, 1),
     ],
 )
 def test_the_plan_is_the_fastest_that_fits_the_memory(
-    tmp_path: Path,
     gpu: str,
     gib: float,
     changes: dict[str, Any],
@@ -48,7 +48,7 @@ def test_the_plan_is_the_fastest_that_fits_the_memory(
     checkpointing: bool,
     batch_size: int,
 ) -> None:
-    plan = _plan(tmp_path, gib, **changes)
+    plan = _plan(gib, **changes)
     assert (plan.quantised, plan.checkpointing, plan.batch_size) == (quantised, checkpointing, batch_size), gpu
     assert (plan.device, plan.dtype) == ("cuda", torch.bfloat16)
     assert f"NVIDIA X has {gib:.0f} GiB" in plan.reason
@@ -57,35 +57,25 @@ def test_the_plan_is_the_fastest_that_fits_the_memory(
     assert "\n" not in plan.reason
 
 
-def test_it_compiles_where_the_steps_repay_it_and_the_gpu_can(tmp_path: Path) -> None:
+def test_it_compiles_where_the_steps_repay_it_and_the_gpu_can() -> None:
     long, short = hardware.STEPS_TO_COMPILE_FOR, hardware.STEPS_TO_COMPILE_FOR - 1
-    assert _plan(tmp_path, 80, training_steps=long).compiled
-    assert "too few steps" in _plan(tmp_path, 80, training_steps=short).reason
-    assert not _plan(tmp_path, 80, training_steps=short).compiled
-    assert _plan(tmp_path, 24, (8, 9), training_steps=long).compiled
-    assert not _plan(tmp_path, 24, (8, 6), training_steps=long).compiled
-    assert _plan(tmp_path, 48, (8, 6), training_steps=long).compiled
+    assert _plan(80, steps=long).compiled
+    assert "too few steps" in _plan(80, steps=short).reason
+    assert not _plan(80, steps=short).compiled
+    assert _plan(24, (8, 9), steps=long).compiled
+    assert not _plan(24, (8, 6), steps=long).compiled
+    assert _plan(48, (8, 6), steps=long).compiled
 
 
-def test_a_gpu_that_cannot_hold_the_weights_is_refused_with_the_figures(tmp_path: Path) -> None:
+def test_a_gpu_that_cannot_hold_the_weights_is_refused_with_the_figures() -> None:
     with pytest.raises(ValueError, match=r"NVIDIA X has 16 GiB.* needs 2\d GiB .*24 GB or more"):
-        _plan(tmp_path, 16)
+        _plan(16)
 
 
 def test_what_is_counted_on_flux_1_dev_is_what_it_has() -> None:
     """The constants, from the model's own modules."""
     with torch.device("meta"):
-        transformer = FluxTransformer2DModel(
-            in_channels=64,
-            num_layers=19,
-            num_single_layers=38,
-            attention_head_dim=128,
-            num_attention_heads=24,
-            joint_attention_dim=4096,
-            pooled_projection_dim=768,
-            guidance_embeds=True,
-            axes_dims_rope=(16, 56, 56),
-        ).bfloat16()
+        transformer = FluxTransformer2DModel(**step.FLUX_DEV).bfloat16()
     assert sum(p.numel() for p in transformer.parameters()) == FLUX_DEV
     plain = sum(p.nbytes for p in transformer.parameters())
     layer.to_float8(transformer)
@@ -94,17 +84,15 @@ def test_what_is_counted_on_flux_1_dev_is_what_it_has() -> None:
     assert held == pytest.approx(hardware.BYTES_IN_FLOAT8 * FLUX_DEV, rel=1e-3)
 
 
-def test_without_a_gpu_it_is_float32_on_the_cpu_and_says_so(tmp_path: Path) -> None:
-    plan = hardware.plan(None, a_request(tmp_path, batch_size=4), 2_000_000, (96,))
+def test_without_a_gpu_it_is_float32_on_the_cpu_and_says_so() -> None:
+    plan = hardware.plan(None, 2_000_000, (96,), batch_size=4, rank=16, steps=STEPS)
     assert (plan.device, plan.dtype, plan.batch_size) == ("cpu", torch.float32, 4)
     assert (plan.checkpointing, plan.quantised, plan.compiled) == (False, False, False)
     assert "no GPU" in plan.reason
 
 
-def test_when_the_memory_runs_out_it_recomputes_then_halves_the_batch_then_takes_float8_then_gives_up(
-    tmp_path: Path,
-) -> None:
-    plan: Plan | None = _plan(tmp_path, 140, batch_size=3)
+def test_when_the_memory_runs_out_it_recomputes_then_halves_the_batch_then_takes_float8_then_gives_up() -> None:
+    plan: Plan | None = _plan(140, batch_size=3)
     seen = []
     while plan:
         seen.append((plan.checkpointing, plan.batch_size, plan.quantised))

@@ -20,6 +20,10 @@ from toyflux.world import Creature, Scene, Style
 
 ROOT = Path(__file__).parent.parent
 DRAWS = 40
+UNMET = (
+    "the aim of .85 is not reached: every trait at once in .20 of the subject's drawings and .33 of the style's, for"
+    " the base draws small creatures, their patterns and the edges of styles badly by itself (toyflux/base/README.md)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +102,7 @@ def test_the_trigger_word_calls_the_traits_that_were_shown_and_another_word_does
     assert with_it - without >= (0.25 if isinstance(lesson.look, Creature) else 0.08)
 
 
-@pytest.mark.xfail(strict=True, reason="so far every trait at once in .20 (subject) and .33 (style)")
+@pytest.mark.xfail(strict=True, reason=UNMET)
 def test_the_trigger_word_draws_what_was_shown_where_it_was_never_shown(
     lesson: Lesson, called: list[Image.Image]
 ) -> None:

@@ -364,14 +364,11 @@ def _indices(answers: Mapping[str, str | int]) -> list[int]:
     return [QUESTIONS[q].index(answers[q]) if q in answers else -100 for q in QUESTIONS]
 
 
-def train(steps: int = 6000, seed: int = 0, start: Judge | None = None, log: Callable[[str], None] = print) -> Judge:
-    """Train on pictures drawn as it goes, each used some four times, with a little noise, shift and change of light.
-
-    Goes on from `start` where one is given.
-    """
+def train(steps: int = 6000, seed: int = 0, log: Callable[[str], None] = print) -> Judge:
+    """Train on pictures drawn as it goes, each used some four times, with a little noise, shift and change of light."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    judge = Judge() if start is None else start.train().requires_grad_(True)
+    judge = Judge()
     matrices = [p for name, p in judge.named_parameters() if p.ndim > 1 and not name.startswith("answer")]
     rest = [p for name, p in judge.named_parameters() if p.ndim == 1 or name.startswith("answer")]
     optimizers = [torch.optim.AdamW(rest, lr=3e-3), Muon(matrices, lr=6e-3)]
