@@ -16,10 +16,10 @@ import torch
 from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
 
-from lora import layer
+from lora import layer, wait
 from lora.hardware import Gpu, Plan
 
 FLUX_DEV = "black-forest-labs/FLUX.1-dev"
@@ -68,7 +68,8 @@ class Base:
     @contextlib.contextmanager
     def text(self, plan: Plan) -> Iterator[FluxPipeline]:
         """diffusers' own pipeline with nothing but the tokenizers and text encoders, for `encode_prompt`."""
-        pipeline = FluxPipeline.from_pretrained(self.folder, transformer=None, vae=None, dtype=plan.dtype)
+        with self._still_whole():
+            pipeline = FluxPipeline.from_pretrained(self.folder, transformer=None, vae=None, dtype=plan.dtype)
         pipeline.to(plan.device)
         try:
             yield pipeline
@@ -78,7 +79,8 @@ class Base:
 
     @contextlib.contextmanager
     def vae(self, plan: Plan) -> Iterator[AutoencoderKL]:
-        vae = AutoencoderKL.from_pretrained(self.folder, subfolder="vae", dtype=plan.dtype)
+        with self._still_whole():
+            vae = AutoencoderKL.from_pretrained(self.folder, subfolder="vae", dtype=plan.dtype)
         try:
             yield vae.to(plan.device).eval().requires_grad_(False)
         finally:
@@ -88,12 +90,22 @@ class Base:
     @contextlib.contextmanager
     def transformer(self, plan: Plan) -> Iterator[FluxTransformer2DModel]:
         _free()  # what the encoders leave behind until Python looks for it: on a small GPU there is no room for both
-        transformer = self.load_transformer(plan)
+        with self._still_whole():
+            transformer = self.load_transformer(plan)
         try:
             yield transformer
         finally:
             del transformer
             _free()
+
+    @contextlib.contextmanager
+    def _still_whole(self) -> Iterator[None]:
+        """Around what reads the folder: raises ValueError with what it has lost since it was found whole."""
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:
+            _check(self.name, self.folder)
+            raise error
 
     def load_transformer(self, plan: Plan) -> FluxTransformer2DModel:
         """The transformer on the plan's device, weight by weight from the mapped files: where it is quantised, no more
@@ -131,7 +143,7 @@ def find(name: str | None, gpu: Gpu | None) -> Base:
     if Path(name).is_dir():
         return _open(Path(name).resolve().name, Path(name), "the folder in FLUX_BASE")
     try:
-        folder = snapshot_download(name, allow_patterns=list(FILES))
+        folder = wait.interruptibly(lambda: snapshot_download(name, allow_patterns=list(FILES)))
     except HFValidationError as error:
         raise ValueError(
             f"FLUX_BASE: {name!r} is neither a folder nor an id of the Hugging Face Hub; give a folder in diffusers'"
@@ -154,13 +166,17 @@ def find(name: str | None, gpu: Gpu | None) -> Base:
     return _open(name, Path(folder), "from the Hugging Face Hub")
 
 
-def _open(name: str, folder: Path, reason: str) -> Base:
+def _check(name: str, folder: Path) -> None:
     faults = incomplete(folder)
     if faults:
         raise ValueError(
             f"FLUX_BASE: {name} is not a complete FLUX base in diffusers' layout: {'; '.join(faults)}."
             " Fetch it again, or set FLUX_BASE to a complete folder"
         )
+
+
+def _open(name: str, folder: Path, reason: str) -> Base:
+    _check(name, folder)
     transformer = _read_json(folder / "transformer" / "config.json")
     return Base(
         name=name,
@@ -256,6 +272,7 @@ def _read_json(file: Path) -> dict:
 
 
 def _free() -> None:
-    gc.collect()
+    """Gives a GPU's memory back; the CPU's comes back by itself, and looking for it takes a tenth of a second."""
     if torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()

@@ -14,6 +14,8 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import disable_progress_bars
 
+from lora import wait
+from lora.report import Preview, thumbnail
 from lora.request import TrainRequest
 
 TRIES = 4
@@ -279,6 +281,36 @@ def _advice(repo_id: str, error: BaseException) -> str:
     return f"the upload to {repo_id} failed: {_reason(error)}; {todo}"
 
 
-def gallery(prompts: Sequence[str]) -> dict[str, str]:
-    """Names for the drawn pictures in the repository, by their prompts in order: {name: prompt}."""
-    return {f"images/{i}.webp": prompt for i, prompt in enumerate(prompts)}
+def publish(
+    request: TrainRequest,
+    token: str,
+    decided: Mapping[str, Any],
+    lora: Path,
+    previews: Sequence[Preview],
+    pictures: int,
+    log: Callable[[str], None],
+) -> dict[str, str]:
+    """Uploads the weights, the card and the previews; what became of it, for `request.json`.
+
+    A failure costs nobody the weights: it is an entry too. `pictures` counts what the LoRA was trained on.
+    """
+    assert request.hf_repo_id is not None
+    repository = request.hf_repo_id
+    gallery = {f"images/{i}.webp": preview for i, preview in enumerate(previews)}
+    prompts = {name: preview.prompt for name, preview in gallery.items()}
+    drawn = {name: thumbnail(preview.after, 1024) for name, preview in gallery.items()}
+    text = card(repository, request, decided, pictures, prompts)
+    files: dict[str, Path | bytes] = {WEIGHTS_NAME: lora, "README.md": text.encode(), **drawn}
+    try:
+        url = wait.interruptibly(lambda: upload(repository, token, request.hf_private, files, log))
+    except UploadFailed as failure:
+        return {"repository": repository, "failed": str(failure)}
+    return {"repository": repository, "url": url}
+
+
+def tell(published: Mapping[str, str] | None, log: Callable[[str], None], metric: Callable[[str, float], None]) -> None:
+    """The last word on an upload: a failure must be seen."""
+    if published is None:
+        return
+    metric("upload_failed", float("failed" in published))
+    log(f"ERROR: {published['failed']}" if "failed" in published else f"uploaded: {published['url']}")

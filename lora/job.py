@@ -32,7 +32,7 @@ from lora import (
     prior,
     record,
     report,
-    source,
+    resume,
     survey,
     tracker,
     validation,
@@ -46,8 +46,7 @@ from lora.names import Pair
 from lora.photos import Photo
 from lora.report import Curve, Lesson, Preview
 from lora.request import NO_SECRETS, Secrets, TrainRequest, parse_prompts, parse_resolution
-from lora.tracker import Tracker
-from lora.watch import WARNING, Log, Metric, Remembering, Stages, Watch, follow
+from lora.watch import WARNING, Audience, Log, Metric, Remembering, Stages, Watch, follow
 from lora.weights import Weights
 
 WEIGHTS_MEMBER = "output/flux_train_replicate/lora.safetensors"
@@ -112,8 +111,8 @@ def run(
         start: Mapping[str, Pair] | None = None
         if request.resume_from:
             with stage("fetching the earlier LoRA"):
-                earlier, decided["resume_from_sha256"] = _earlier(request, secrets, work / "earlier")
-                _check_fit(earlier, request, modules, skeleton, log)
+                earlier, decided["resume_from_sha256"] = resume.fetch(request, secrets.hf_token, work / "earlier")
+                resume.check(earlier, request, modules, skeleton, log)
                 start = earlier.pairs
             if request.training_steps == 0:
                 return _pack_again(earlier, request, secrets, decided, work, output, log, metric)
@@ -142,14 +141,21 @@ def run(
         def save(transformer: FluxTransformer2DModel) -> None:
             adapter.save(transformer, members[WEIGHTS_MEMBER], record.header(request, decided, spoken))
 
-        material = Material(learned=learned, unseen=unseen, texts=texts, asked=asked, apart=apart, start=start)
-        learn = functools.partial(
-            _learn, material, request, flux, modules, resolutions, save, tracked, stage, log, metric
+        material = Material(
+            modules=modules,
+            resolutions=resolutions,
+            learned=learned,
+            unseen=unseen,
+            texts=texts,
+            asked=asked,
+            apart=apart,
+            start=start,
         )
+        told = Audience(log=log, metric=metric, tracked=tracked)
         attempts = 0
         while True:
             try:
-                previews, curve = learn(plan, settings)
+                previews, curve = _learn(material, request, flux, plan, settings, save, stage, told)
                 break
             except torch.OutOfMemoryError as error:
                 attempts += 1
@@ -177,12 +183,13 @@ def run(
         published = None
         if request.hf_repo_id:
             with stage("uploading"):
-                published = _upload(request, secrets, decided, members[WEIGHTS_MEMBER], previews, len(found), log)
+                lora, token = members[WEIGHTS_MEMBER], secrets.hf_token or ""
+                published = hub.publish(request, token, decided, lora, previews, len(found), log)
         written = record.request_json(request, decided, data, published)
         members["request.json"].write_text(written, encoding="utf-8")
         tar = _tar(members, output)
     log(stage.table())
-    _tell_upload(published, log, metric)
+    hub.tell(published, log, metric)
     for name, seconds in stage.seconds.items():
         metric(f"seconds_{name.replace(' ', '_')}", seconds)
     return tar
@@ -190,8 +197,10 @@ def run(
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Material:
-    """What a training learns from, encoded once: it stays as it is when the training has to begin again."""
+    """What is trained, and on what, encoded once: it stays as it is when the training has to begin again."""
 
+    modules: Sequence[str]
+    resolutions: Sequence[int]
     learned: Sequence[Example]
     unseen: Sequence[Example]
     """Of the picture that is held out."""
@@ -208,31 +217,27 @@ def _learn(
     material: Material,
     request: TrainRequest,
     flux: Base,
-    modules: Sequence[str],
-    resolutions: Sequence[int],
-    save: Callable[[FluxTransformer2DModel], None],
-    tracked: Tracker,
-    stage: Stages,
-    log: Log,
-    metric: Metric,
     plan: Plan,
     settings: Settings,
+    save: Callable[[FluxTransformer2DModel], None],
+    stage: Stages,
+    told: Audience,
 ) -> tuple[list[Preview], Curve]:
     """From the bare transformer to the saved weights; the previews and the curve."""
-    texts = material.texts
+    texts, asked = material.texts, material.asked
     with contextlib.ExitStack() as lent:
         with stage("loading the transformer"):
             transformer = lent.enter_context(flux.transformer(plan))
             if plan.checkpointing:
                 transformer.enable_gradient_checkpointing()
         with stage("drawing what the base draws"):
-            size = _square(min(resolutions))
+            size = _square(min(material.resolutions))
             priors = prior.draw(transformer, texts, material.apart, size, flux.scheduler, settings.seed)
-        side = min(max(resolutions), PREVIEW_SIDE)
-        sketch = _sketcher(flux, plan, transformer, texts, material.asked, (side, side), settings.seed)
+        side = min(max(material.resolutions), PREVIEW_SIDE)
+        sketch = _sketcher(flux, plan, transformer, texts, asked, (side, side), settings.seed)
         with stage("training"):
-            parameters = adapter.attach(transformer, request.lora_rank, settings.seed, modules, material.start)
-            log(f"{sum(p.numel() for p in parameters):,} weights to train, on {len(material.learned)} examples")
+            parameters = adapter.attach(transformer, request.lora_rank, settings.seed, material.modules, material.start)
+            told.log(f"{sum(p.numel() for p in parameters):,} weights to train, on {len(material.learned)} examples")
             if plan.compiled:
                 tokens = {*(len(example.mean) for example in material.learned), *(len(drawn.noisy) for drawn in priors)}
                 lent.enter_context(graphs.compiled(transformer, len(tokens)))
@@ -240,15 +245,14 @@ def _learn(
             looked_at = validation.smallest(material.unseen or material.learned)
             check = functools.partial(validation.loss, transformer, looked_at, texts, settings.seed)
             turn = validation.Turn(parameters) if material.unseen else None
-            show, track = functools.partial(tracked.pictures, material.asked), tracked.numbers
-            watch = Watch(settings.steps, check, turn, sketch, request.preview_every, log, metric, track, show)
-            curve = watch.curve(follow(reports, settings.steps, watch, log, metric, track))
+            watch = Watch(settings.steps, check, turn, sketch, asked, request.preview_every, told)
+            curve = watch.curve(follow(reports, settings.steps, watch, told))
             adapter.round_off(parameters)
         with stage("previews"):
             drawn = {**watch.drawn, watch.best or len(curve.losses): sketch()}
-            show(len(curve.losses), list(drawn.values())[-1])
+            told.tracked.pictures(asked, len(curve.losses), list(drawn.values())[-1])
             transformer.disable_adapters()
-            previews = report.pair_up(material.asked, sketch(), drawn)
+            previews = report.pair_up(asked, sketch(), drawn)
             transformer.enable_adapters()
         save(transformer)
     return previews, curve
@@ -269,29 +273,6 @@ def _modules(request: TrainRequest, skeleton: FluxTransformer2DModel, log: Log) 
     return [module for module in modules if module in chosen]
 
 
-def _earlier(request: TrainRequest, secrets: Secrets, folder: Path) -> tuple[Weights, str]:
-    """The LoRA of `resume_from`, and the hash of its file."""
-    assert request.resume_from is not None
-    folder.mkdir()
-    file = source.fetch(request.resume_from, folder, "resume_from", secrets.hf_token)
-    try:
-        return weights.read(file), record.file_hash(file)
-    except ValueError as error:
-        raise ValueError(f"resume_from: {error}") from error
-
-
-def _check_fit(
-    earlier: Weights, request: TrainRequest, modules: Sequence[str], skeleton: FluxTransformer2DModel, log: Log
-) -> None:
-    """Raises ValueError where the earlier LoRA does not belong on this base, or a training cannot go on from it."""
-    faults = weights.misfits(earlier.pairs, adapter.shapes(skeleton))
-    if request.training_steps:
-        faults += adapter.differences(earlier.pairs, modules, request.lora_rank)
-    if faults:
-        raise ValueError("\n  ".join(["resume_from: this LoRA does not fit:", *faults]))
-    log(f"the earlier LoRA: {len(earlier.pairs)} layers of rank {', '.join(map(str, earlier.ranks))}")
-
-
 def _pack_again(
     earlier: Weights,
     request: TrainRequest,
@@ -309,43 +290,12 @@ def _pack_again(
         log(f"{WARNING}{fault}")
     published = None
     if request.hf_repo_id:
-        published = _upload(request, secrets, decided, members[WEIGHTS_MEMBER], [], 0, log)
+        published = hub.publish(request, secrets.hf_token or "", decided, members[WEIGHTS_MEMBER], [], 0, log)
     written = record.request_json(request, decided, record.data_hash([]), published)
     members["request.json"].write_text(written, encoding="utf-8")
     tar = _tar(members, output)
-    _tell_upload(published, log, metric)
+    hub.tell(published, log, metric)
     return tar
-
-
-def _upload(
-    request: TrainRequest,
-    secrets: Secrets,
-    decided: Mapping[str, Any],
-    lora: Path,
-    previews: Sequence[Preview],
-    pictures: int,
-    log: Log,
-) -> dict[str, str]:
-    """Uploads, and says what became of it: a failure costs nobody the weights."""
-    assert request.hf_repo_id is not None
-    assert secrets.hf_token is not None
-    names = hub.gallery([preview.prompt for preview in previews])
-    drawn = {name: report.thumbnail(preview.after, 1024) for name, preview in zip(names, previews, strict=True)}
-    card = hub.card(request.hf_repo_id, request, decided, pictures, names)
-    files: dict[str, Path | bytes] = {hub.WEIGHTS_NAME: lora, "README.md": card.encode(), **drawn}
-    try:
-        url = hub.upload(request.hf_repo_id, secrets.hf_token, request.hf_private, files, log)
-    except hub.UploadFailed as failure:
-        return {"repository": request.hf_repo_id, "failed": str(failure)}
-    return {"repository": request.hf_repo_id, "url": url}
-
-
-def _tell_upload(published: Mapping[str, str] | None, log: Log, metric: Metric) -> None:
-    """The last word on an upload: a failure must be seen."""
-    if published is None:
-        return
-    metric("upload_failed", float("failed" in published))
-    log(f"ERROR: {published['failed']}" if "failed" in published else f"uploaded: {published['url']}")
 
 
 def _tar(members: Mapping[str, Path], output: Path) -> Path:

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
 
-from lora import disk, weights
+from lora import disk, wait, weights
 
 MAX_BYTES = 4 * 2**30
 """Of a download. A LoRA of rank 128 on every layer of FLUX.1 in 32 bits has 2 GiB."""
@@ -32,7 +32,7 @@ def fetch(source: str, folder: Path, called: str, token: str | None = None) -> P
     that begins with `called`, the input's name.
     """
     try:
-        return weights.take_out(_find(source.strip(), folder, token), folder)
+        return weights.take_out(wait.interruptibly(lambda: _find(source.strip(), folder, token)), folder)
     except ValueError as error:
         raise ValueError(f"{called}: {error}") from error
 

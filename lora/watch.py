@@ -2,7 +2,8 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
@@ -10,11 +11,10 @@ from PIL import Image
 from lora import validation
 from lora.fit import StepReport
 from lora.report import Curve
+from lora.tracker import Tracker
 
 Log = Callable[[str], None]
 Metric = Callable[[str, float], None]
-Track = Callable[[int, Mapping[str, float]], None]
-"""Takes values by their names at a step; see `tracker.Tracker.numbers`."""
 
 SECONDS_BETWEEN_LINES = 3.0
 WARNING = "warning: "
@@ -53,9 +53,16 @@ class Stages:
         return f"seconds: {', '.join(parts)}; {sum(self.seconds.values()):.1f} in all"
 
 
-def follow(
-    reports: Iterator[StepReport], steps: int, watch: Callable[[int], bool], log: Log, metric: Metric, track: Track
-) -> list[float]:
+@dataclass(frozen=True, kw_only=True)
+class Audience:
+    """Everybody who is told how a training goes: the log, Replicate's metrics, Weights & Biases."""
+
+    log: Log
+    metric: Metric
+    tracked: Tracker
+
+
+def follow(reports: Iterator[StepReport], steps: int, watch: Callable[[int], bool], told: Audience) -> list[float]:
     """Runs the loop, with a line every few seconds; the loss of every step. `watch(step)` says when to stop.
 
     Raises ValueError where the loss is no longer a number.
@@ -67,18 +74,20 @@ def follow(
         if at.seconds - shown >= SECONDS_BETWEEN_LINES or at.step in (1, steps):
             shown, loss = at.seconds, at.loss.item()
             if not torch.isfinite(at.loss):
-                raise ValueError(f"the loss at step {at.step} is {loss}: the training broke down; lower learning_rate")
+                first = int(torch.stack(losses).isfinite().logical_not().nonzero()[0])
+                value = float(losses[first])
+                raise ValueError(f"the loss at step {first + 1} is {value}: the training broke down; lower learning_rate")
             smooth = loss if smooth != smooth else 0.8 * smooth + 0.2 * loss
             rate = at.seconds / at.step
             left = rate * (steps - at.step)
-            log(
+            told.log(
                 f"step {at.step}/{steps} ({at.step / steps:.0%}), loss {smooth:.4f}, prior {at.prior_loss.item():.4f},"
                 f" lr {at.learning_rate:.2g}, {rate:.3f} s/it, {int(left) // 60}:{int(left) % 60:02d} left"
             )
             for name, value in (("progress", at.step / steps), ("loss", smooth), ("seconds_left", left)):
-                metric(name, value)
+                told.metric(name, value)
             values = {"loss": loss, "prior_loss": at.prior_loss.item(), "learning_rate": at.learning_rate}
-            track(at.step, {**values, "seconds_per_step": rate})
+            told.tracked.numbers(at.step, {**values, "seconds_per_step": rate})
         if watch(at.step):
             break
     return torch.stack(losses).tolist()
@@ -93,15 +102,13 @@ class Watch:
         check: Callable[[], float],
         turn: validation.Turn | None,
         sketch: Callable[[], list[Image.Image]],
+        asked: Sequence[str],
         preview_every: int,
-        log: Log,
-        metric: Metric,
-        track: Track,
-        show: Callable[[int, list[Image.Image]], None],
+        told: Audience,
     ) -> None:
-        self._track, self._show = track, show
-        self._steps, self._check, self._turn, self._sketch = steps, check, turn, sketch
-        self._preview_every, self._log, self._metric = preview_every, log, metric
+        """`sketch` draws a picture for each prompt of `asked`."""
+        self._steps, self._check, self._turn, self._sketch, self._asked = steps, check, turn, sketch, asked
+        self._preview_every, self._told = preview_every, told
         self.checks = [(0, check())]
         self.drawn: dict[int, list[Image.Image]] = {}
         self.best: int | None = None
@@ -109,20 +116,21 @@ class Watch:
 
     def __call__(self, step: int) -> bool:
         """To be called after every step; True where the training is to stop."""
+        told = self._told
         if step % -(-self._steps // validation.CHECKS) == 0 or step == self._steps:
             loss = self._check()
             self.checks.append((step, loss))
-            self._log(f"step {step}/{self._steps}: {loss:.4f} on fixed noise, {self.checks[0][1]:.4f} before training")
-            self._metric("validation_loss", loss)
-            self._track(step, {"validation_loss": loss})
+            told.log(f"step {step}/{self._steps}: {loss:.4f} on fixed noise, {self.checks[0][1]:.4f} before training")
+            told.metric("validation_loss", loss)
+            told.tracked.numbers(step, {"validation_loss": loss})
             if self._turn and self._turn.has_come(step, loss):
                 self._turn.go_back()
                 self.best = self._turn.step
-                self._log(f"the held-out picture's loss has turned: stopped, with the weights of step {self.best}")
+                told.log(f"the held-out picture's loss has turned: stopped, with the weights of step {self.best}")
                 return True
         if self._preview_every and step % self._preview_every == 0 and step < self._steps:
             self.drawn[step] = self._sketch()
-            self._show(step, self.drawn[step])
+            told.tracked.pictures(self._asked, step, self.drawn[step])
         return False
 
     def curve(self, losses: Sequence[float]) -> Curve:

@@ -78,11 +78,15 @@ def left_by_cog(run: str) -> list[Path]:
 
 @contextlib.contextmanager
 def serve(
-    mode: str, folder: Path, model: str = "predict.py", weights: Path | None = None, seconds: float = 600
+    mode: str,
+    folder: Path,
+    model: str = "predict.py",
+    variables: Mapping[str, str] = {},
+    seconds: float = 600,
 ) -> Iterator[Server]:
     """Starts the server in `mode`, train or predict, waits until it is ready, and ends it and all of its children.
 
-    `model` is the file with the Predictor, and `weights` its COG_WEIGHTS.
+    `model` is the file with the Predictor; `variables` are set for the server, such as COG_WEIGHTS.
     """
     predict = signature.read(ROOT / model, "Predictor")
     train = signature.read(ROOT / "train.py", "train")
@@ -93,7 +97,7 @@ def serve(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    # The toy base and the template's captions, whatever the one who runs the tests trains on.
+    # Unless told otherwise the toy base and the template's captions, whatever the one who runs the tests trains on.
     environment = {name: value for name, value in os.environ.items() if name not in ("FLUX_BASE", "CAPTIONER")} | {
         # The worker is started as bare `python`, so the right one has to come first.
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -103,9 +107,8 @@ def serve(
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
         "COG_PREDICT_TYPE_STUB": f"{ROOT / model}:Predictor",
         "COG_TRAIN_TYPE_STUB": f"{ROOT / 'train.py'}:train",
+        **variables,
     }
-    if weights is not None:
-        environment["COG_WEIGHTS"] = str(weights)
     with output.open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "cog.server.http", "--host", "127.0.0.1", "--x-mode", mode],

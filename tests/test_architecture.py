@@ -17,7 +17,8 @@ LORA = {
     "photos": {"archive"},
     "buckets": {"archive"},
     "hardware": set(),
-    "base": {"hardware", "layer"},
+    "wait": set(),
+    "base": {"hardware", "layer", "wait"},
     "flow": set(),
     "encode": {"base", "flow", "hardware"},
     "prior": {"encode", "flow"},
@@ -32,9 +33,10 @@ LORA = {
     "record": {"photos", "request"},
     "survey": {"buckets"},
     "validation": {"encode", "flow"},
-    "watch": {"fit", "report", "validation"},
-    "source": {"disk", "weights"},
-    "hub": {"request"},
+    "watch": {"fit", "report", "tracker", "validation"},
+    "source": {"disk", "wait", "weights"},
+    "resume": {"adapter", "record", "request", "source", "weights"},
+    "hub": {"report", "request", "wait"},
     "tracker": set(),
 }
 """`job` may import every one of them, and nothing imports `job` but `train.py`."""

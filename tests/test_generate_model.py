@@ -47,7 +47,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def artist(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with server.serve("predict", tmp_path_factory.mktemp("artist"), "generate.py", trained) as running:
+    with server.serve(
+        "predict", tmp_path_factory.mktemp("artist"), "generate.py", {"COG_WEIGHTS": str(trained)}
+    ) as running:
         yield running
 
 

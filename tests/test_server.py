@@ -1,19 +1,23 @@
 """Trainings through the real Cog server. One server serves them all, as it would in a container."""
 
 import base64
+import contextlib
 import io
 import itertools
 import json
 import math
+import shutil
 import tarfile
 import time
 import zipfile
 
 import pytest
 import server
+import tiny_qwen
 from openapi import document
 from PIL import Image
 
+from lora import base
 from script import signature
 
 WEIGHTS = "output/flux_train_replicate/lora.safetensors"
@@ -56,8 +60,18 @@ def members(answer: server.Answer) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def trainer(tmp_path_factory):
-    with server.serve("train", tmp_path_factory.mktemp("train")) as running:
+def models(tmp_path_factory):
+    """The server's own copies of the base, in `base`, and of a captioning model, in `captioner`."""
+    folder = tmp_path_factory.mktemp("models")
+    shutil.copytree(base.TOY, folder / "base")
+    tiny_qwen.build(folder / "captioner")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory, models):
+    variables = {"FLUX_BASE": str(models / "base"), "CAPTIONER": str(models / "captioner")}
+    with server.serve("train", tmp_path_factory.mktemp("train"), variables=variables) as running:
         yield running
 
 
@@ -152,6 +166,71 @@ def test_secrets_show_nowhere(trainer, inbox):
     assert SECRET not in json.dumps(received)
     assert SECRET not in trainer.output.read_text(encoding="utf-8")
     assert trainer.leftovers() == []
+
+
+@contextlib.contextmanager
+def without(pattern, folder):
+    """While files of a folder are gone."""
+    files = [path for path in folder.glob(pattern) if path.is_file()]
+    assert files
+    for path in files:
+        path.rename(path.with_name(f"{path.name}.away"))
+    try:
+        yield
+    finally:
+        for path in files:
+            if path.parent.exists():
+                path.with_name(f"{path.name}.away").rename(path)
+
+
+NO_BASE = "ValueError: FLUX_BASE: base is not a complete FLUX base in diffusers' layout: "
+
+
+@pytest.mark.parametrize(
+    ("stage", "lost", "while_", "inputs", "told"),
+    [
+        (
+            "captioning",
+            "captioner/*.safetensors",
+            "unpacking",
+            {"autocaption": True},
+            "RuntimeError: the captioning model ",
+        ),
+        ("encoding pictures", "base/vae/*.safetensors", "unpacking", {}, f"{NO_BASE}vae has no"),
+        ("encoding prompts", "base/text_encoder_2/*.safetensors", "unpacking", {}, f"{NO_BASE}text_encoder_2 has no"),
+        ("loading the transformer", "base/transformer/*.safetensors", "unpacking", {}, f"{NO_BASE}transformer has no"),
+        ("training", "base/vae/*.safetensors", "training", {"preview_every": 20}, f"{NO_BASE}vae has no"),
+        ("previews", "base/vae/*.safetensors", "training", {}, f"{NO_BASE}vae has no"),
+    ],
+)
+def test_a_failure_in_any_stage_says_which_file_is_gone_and_leaves_nothing(
+    trainer, models, inbox, stage, lost, while_, inputs, told
+):
+    """Files of the models that are lost while a training runs. The unpacking fails above; the packing, below."""
+    run = f"failed-while-{stage.replace(' ', '-')}"
+    many = as_uri(zipped(100 if while_ == "unpacking" else 2))
+    begin(trainer, inbox, run, input_images=many, **{**QUICK, "training_steps": 40, **inputs})
+    trainer.wait_for_line(run, f"== {while_}")
+    with without(lost, models):
+        end = inbox.wait_for_end()
+    assert end["status"] == "failed"
+    assert [line for line in end["logs"].splitlines() if line.startswith("== ")][-1] == f"== {stage}"
+    assert told in end["error"]
+    assert trainer.leftovers() == []
+    assert server.left_by_cog(run) == []
+
+
+def test_a_failure_while_packing_says_what_is_gone_and_leaves_nothing(trainer, inbox):
+    """As where something sweeps temporary files away."""
+    begin(trainer, inbox, "failed-while-packing", input_images=FEW, **QUICK)
+    trainer.wait_for_line("failed-while-packing", "== previews")
+    for folder in trainer.temporary.glob("flux-lora-*"):
+        shutil.rmtree(folder)
+    end = inbox.wait_for_end()
+    assert end["status"] == "failed"
+    assert "flux-lora-" in end["error"]
+    assert trainer.leftovers() == []
+    assert server.left_by_cog("failed-while-packing") == []
 
 
 @pytest.mark.parametrize(
