@@ -98,6 +98,8 @@ RECIPES = {
     ),
     "a third of the preservation": Recipe(inputs={"prior_loss_weight": 0.3}),
     "three times the preservation": Recipe(inputs={"prior_loss_weight": 3.0}),
+    "preservation every third step": Recipe(settings={"prior_every": 3}),
+    "preservation of a third of the drawings": Recipe(settings={"prior_prompts": 32}),
     # No other made-up words: ordinary things alone, and as prior preservation with a class noun has it.
     "preserving things": Recipe(settings={"prior_kinds": ("things",)}),
     "preserving captions of things": Recipe(settings={"prior_kinds": ("things", "captions of things")}),

@@ -49,6 +49,10 @@ class Settings:
     their place. 0: no mean, the last weights."""
     prior_kinds: tuple[str, ...] = prior.KINDS
     """What is asked of the base for its own draws, in turn; see `prior.prompts`."""
+    prior_prompts: int = 96
+    """How many drawings of the base's own there are."""
+    prior_every: int = 1
+    """Every how many steps the base's own draws are looked at; they weigh as many times as much then."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,6 +62,7 @@ class StepReport:
     loss: Tensor
     """A scalar still on its device: reading it waits for the GPU, so read it only where it is shown."""
     prior_loss: Tensor
+    """Of the last step that looked at the base's own draws; 0 before."""
     learning_rate: float
     seconds: float
     """Since the loop began."""
@@ -156,6 +161,7 @@ def fit(
     )
     means = [p.detach().clone() for p in parameters] if settings.ema_decay else []
     source = batches(examples, settings.batch_size, rng)
+    kept = torch.zeros((), device=device)
     started = time.monotonic()
     for step in range(1, settings.steps + 1):
         batch = next(source)
@@ -166,10 +172,9 @@ def fit(
             group["lr"] = rate
         loss = step_loss(transformer, batch, captions, texts, generator, settings)
         loss.backward()
-        kept = torch.zeros((), device=device)
-        if priors and settings.prior_loss_weight > 0:
+        if priors and settings.prior_loss_weight > 0 and step % settings.prior_every == 0:
             kept = prior_loss(transformer, rng.sample(priors, min(settings.batch_size, len(priors))), texts)
-            (settings.prior_loss_weight * kept).backward()
+            (settings.prior_loss_weight * settings.prior_every * kept).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

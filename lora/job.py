@@ -51,7 +51,6 @@ from lora.weights import Weights
 
 WEIGHTS_MEMBER = "output/flux_train_replicate/lora.safetensors"
 """Where every reader of such a tar looks, and the only safetensors that it may hold."""
-PRIOR_PROMPTS = 96
 PREVIEW_SIDE = 768
 """Pixels: as much as a preview shows, in half the time of 1024."""
 
@@ -131,7 +130,7 @@ def run(
             learned = [example for example in examples if example not in unseen]
         with stage("encoding prompts"):
             asked = _preview_prompts(request, flux, rules)
-            count = PRIOR_PROMPTS if request.prior_loss_weight else 0
+            count = settings.prior_prompts if request.prior_loss_weight else 0
             apart = prior.prompts(spoken, request.trigger_word, count, settings.seed, settings.prior_kinds)
             texts, cut = encode.encode_texts(flux, plan, ["", *spoken, *asked, *apart])
             for prompt in (prompt for prompt in cut if prompt in spoken):

@@ -74,9 +74,8 @@ def follow(reports: Iterator[StepReport], steps: int, watch: Callable[[int], boo
         if at.seconds - shown >= SECONDS_BETWEEN_LINES or at.step in (1, steps):
             shown, loss = at.seconds, at.loss.item()
             if not torch.isfinite(at.loss):
-                first = int(torch.stack(losses).isfinite().logical_not().nonzero()[0])
-                value = float(losses[first])
-                raise ValueError(f"the loss at step {first + 1} is {value}: the training broke down; lower learning_rate")
+                step, bad = next((i, float(loss)) for i, loss in enumerate(losses, 1) if not torch.isfinite(loss))
+                raise ValueError(f"the loss at step {step} is {bad}: the training broke down; lower learning_rate")
             smooth = loss if smooth != smooth else 0.8 * smooth + 0.2 * loss
             rate = at.seconds / at.step
             left = rate * (steps - at.step)

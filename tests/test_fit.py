@@ -165,6 +165,19 @@ def test_the_prior_holds_the_model_to_the_base(
     assert drift(5.0) < 0.5 * drift(0.0)
 
 
+def test_the_prior_is_looked_at_every_so_many_steps(
+    tiny_flux: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text]
+) -> None:
+    passes = []
+    tiny_flux.register_forward_hook(lambda module, inputs, output: passes.append(None))
+    _, reports = _train(tiny_flux, examples, texts, dataclasses.replace(SETTINGS, prior_every=3))
+    assert len(passes) == 3 + 6 + 2  # the base's drawings, the steps, and of these every third
+    shown = [at.prior_loss.item() for at in reports]
+    assert shown[:2] == [0, 0]
+    assert shown[2:5] == [shown[2]] * 3
+    assert 0 < shown[2] != shown[5] > 0
+
+
 def test_an_untrained_adapter_keeps_every_prior(tiny_flux: FluxTransformer2DModel, texts: dict[str, Text]) -> None:
     priors = _priors(tiny_flux, texts)
     assert len(priors) == 2 * 3
