@@ -120,6 +120,9 @@ def card(
     word, base = request.trigger_word, str(decided["base"])
     licence, licence_text = _LICENCES.get(base, _LICENCES[FLUX_DEV])
     base_id = base if base in _LICENCES else FLUX_DEV
+    whose = f"A LoRA for {base_id}."
+    if base not in _LICENCES:
+        whose = f"A LoRA for the base in the folder {_code(base)}: it fits {base_id} where the folder held that."
     widget = "".join(f"- text: {_quoted(prompt)}\n  output:\n    url: {name}\n" for name, prompt in previews.items())
     prompt = next((prompt for prompt in previews.values() if word in prompt), word)
     rows = {
@@ -155,7 +158,7 @@ instance_prompt: {_quoted(word)}
 
 # {_plain(repo_id.split("/")[1])}
 
-A LoRA for {base_id}. Put {_code(word)} in the prompt to call up what it has learned.
+{whose} Put {_code(word)} in the prompt to call up what it has learned.
 
 <Gallery />
 

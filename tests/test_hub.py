@@ -97,6 +97,12 @@ def test_the_card_of_schnell_has_its_licence_and_that_of_a_packed_lora_no_traini
     assert "| Steps |" not in _card(tmp_path, training_steps=0)
 
 
+def test_the_card_does_not_say_that_a_folder_is_flux_dev(tmp_path: Path) -> None:
+    assert "A LoRA for black-forest-labs/FLUX.1-dev. Put" in _card(tmp_path)
+    card = _card(tmp_path, decided={**DECIDED, "base": "toyflux"})
+    assert "A LoRA for the base in the folder `toyflux`: it fits black-forest-labs/FLUX.1-dev where" in card
+
+
 # ---------------------------------------------------------------- before the training
 
 
