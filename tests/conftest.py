@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
+from tiny_flux import CONFIG
 
 from lora import base
 from lora.base import Base
@@ -20,17 +21,7 @@ SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 def tiny_flux() -> FluxTransformer2DModel:
     """One double and one single block with random weights; every output layer is non-zero, unlike a fresh one's."""
     torch.manual_seed(0)
-    return FluxTransformer2DModel(
-        in_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=24,
-        pooled_projection_dim=12,
-        guidance_embeds=True,
-        axes_dims_rope=(4, 6, 6),
-    ).eval()
+    return FluxTransformer2DModel(**CONFIG).eval()
 
 
 @pytest.fixture

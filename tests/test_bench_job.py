@@ -5,6 +5,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import tiny_flux
 import torch
 from PIL import Image
 
@@ -13,17 +14,7 @@ from bench.job import Run, Size
 from lora import base, survey
 
 TINY = Size(
-    transformer={
-        "in_channels": 64,
-        "num_layers": 1,
-        "num_single_layers": 1,
-        "attention_head_dim": 16,
-        "num_attention_heads": 2,
-        "joint_attention_dim": 24,
-        "pooled_projection_dim": 12,
-        "guidance_embeds": True,
-        "axes_dims_rope": (4, 6, 6),
-    },
+    transformer=tiny_flux.CONFIG | {"in_channels": 64},
     vae={"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4, "sample_size": 64},
     clip={
         "vocab_size": 49408,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_flux
 import torch
 from diffusers import FluxTransformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,24 +18,13 @@ from bench.step import FLUX_DEV, Case, Cell
 from lora import adapter, flow
 
 ROOT = Path(__file__).parent.parent
-TINY = {
-    "in_channels": 16,
-    "num_layers": 1,
-    "num_single_layers": 1,
-    "attention_head_dim": 16,
-    "num_attention_heads": 2,
-    "joint_attention_dim": 24,
-    "pooled_projection_dim": 12,
-    "guidance_embeds": True,
-    "axes_dims_rope": (4, 6, 6),
-}
 CPU = torch.device("cpu")
 TEXT_TOKENS = 5
 
 
 @pytest.fixture
 def tiny() -> FluxTransformer2DModel:
-    return step.random_transformer(TINY, CPU, torch.float32)
+    return step.random_transformer(tiny_flux.CONFIG, CPU, torch.float32)
 
 
 def test_the_formula_is_what_a_counter_counts_on_flux_1_dev_itself() -> None:

@@ -80,6 +80,9 @@ def test_the_same_request_gives_the_same_tar_byte_for_byte(archive: Path, work: 
     once = _run(archive, tmp_path / "a", **changes).read_bytes()
     assert once == _run(archive, tmp_path / "b", **changes).read_bytes()
     assert once != _run(archive, tmp_path / "c", **changes, seed=2).read_bytes()
+    for name in ("fresh", "fresh too"):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            assert once == pool.submit(_run, archive, tmp_path / name, print, **changes).result().read_bytes(), name
 
 
 def test_seed_zero_is_zero_and_a_seed_left_empty_is_recorded(archive: Path, work: Path, tmp_path: Path) -> None:

@@ -318,7 +318,8 @@ def sample_scene(
     """The looks (one or two) at places and sizes by chance, on a background that none of them has for its colour.
 
     Of things the combination with the background is one that is held out where `unseen`, and else one that is not.
-    What is large fills the picture's middle; a pair is of medium size.
+    What is large fills the picture's middle; a pair is of medium size, and a creature never small: at 96 pixels its
+    spots would be two pixels wide.
     """
     colours = {
         colour for look in looks for colour in ((look.colour,) if isinstance(look, Thing) else (look.body, look.second))
@@ -331,7 +332,8 @@ def sample_scene(
         places = rng.choice([("left", "right"), ("left", "right"), ("top", "bottom")])
         items = tuple(Item(look=look, size="medium", place=place) for look, place in zip(looks, places, strict=True))
     else:
-        size = rng.choice(["medium", "medium", "small", "large"])
+        sizes = ["medium", "medium", "large"] if things != list(looks) else ["medium", "medium", "small", "large"]
+        size = rng.choice(sizes)
         place = rng.choice(["centre"] * 4 + list(PLACES)[1:]) if size != "large" else "centre"
         items = (Item(look=looks[0], size=size, place=place),)
     return Scene(items=items, background=background, style=scene_style)
@@ -341,12 +343,12 @@ def training_scene(rng: random.Random) -> Scene:
     """A scene of the base's own world: things, named creatures, pairs, named styles; nothing held out or unseen."""
 
     def look() -> Thing | Creature:
-        return creature(rng.choice(NAMES)) if rng.random() < 0.38 else sample_thing(rng)
+        return creature(rng.choice(NAMES)) if rng.random() < 0.45 else sample_thing(rng)
 
     kind = rng.random()
     if kind < 0.1:
         return sample_scene(rng, [look(), look()])
-    return sample_scene(rng, [look()], style(rng.choice(STYLE_NAMES)) if kind < 0.28 else None)
+    return sample_scene(rng, [look()], style(rng.choice(STYLE_NAMES)) if kind < 0.34 else None)
 
 
 def training_size(rng: random.Random) -> tuple[int, int]:
