@@ -43,7 +43,7 @@ import transformers
 from diffusers import FluxPipeline
 from PIL import Image
 
-from lora import adapter, base, generate, job, source, weights
+from lora import adapter, base, fit, generate, job, source, weights
 from lora.base import Base
 from lora.generate import Lora
 from lora.request import TrainRequest
@@ -80,7 +80,13 @@ RECIPES = {
     # of each picture (the toy base has one), Adam's moments in eight bits.
     "ostris": Recipe(
         inputs={"learning_rate": 4e-4, "lora_rank": 16, "caption_dropout_rate": 0.05, "prior_loss_weight": 0.0},
-        settings={"constant_rate": True, "ema_decay": 0.99, "weight_decay": 1e-2, "adam_epsilon": 1e-6},
+        settings={
+            "constant_rate": True,
+            "ema_decay": 0.99,
+            "weight_decay": 1e-2,
+            "adam_epsilon": 1e-6,
+            "timestep_mean": 0.0,
+        },
     ),
     # The defaults of diffusers' examples/dreambooth/train_dreambooth_lora_flux.py, with a caption for each picture. One
     # step sees four pictures.
@@ -98,14 +104,16 @@ RECIPES = {
     ),
     "a third of the preservation": Recipe(inputs={"prior_loss_weight": 0.3}),
     "three times the preservation": Recipe(inputs={"prior_loss_weight": 3.0}),
-    "preservation every third step": Recipe(settings={"prior_every": 3}),
+    "preservation every step": Recipe(settings={"prior_every": 1}),
     "preservation of a third of the drawings": Recipe(settings={"prior_prompts": 32}),
     # No other made-up words: ordinary things alone, and as prior preservation with a class noun has it.
     "preserving things": Recipe(settings={"prior_kinds": ("things",)}),
     "preserving captions of things": Recipe(settings={"prior_kinds": ("things", "captions of things")}),
-    "more noise": Recipe(settings={"timestep_mean": 0.7}),
-    "much more noise": Recipe(settings={"timestep_mean": 1.5}),
-    "less noise": Recipe(settings={"timestep_mean": -0.7}),
+    "guidance 3.5": Recipe(settings={"guidance": 3.5}),
+    "timesteps around -0.7": Recipe(settings={"timestep_mean": -0.7}),
+    "timesteps around 0": Recipe(settings={"timestep_mean": 0.0}),
+    "timesteps around 1.2": Recipe(settings={"timestep_mean": 1.2}),
+    "timesteps around 2.5": Recipe(settings={"timestep_mean": 2.5}),
     "uniform timesteps": Recipe(settings={"uniform_timesteps": True}),
     "no dropout": Recipe(inputs={"caption_dropout_rate": 0.0}),
     "dropout 0.1": Recipe(inputs={"caption_dropout_rate": 0.1}),
@@ -158,7 +166,7 @@ def request_for(cell: Cell, archive: Path, width: int) -> TrainRequest:
     }
     values |= RECIPES[cell.recipe].inputs
     if values["learning_rate"] is not None:
-        values["learning_rate"] *= (3072 / width) ** 0.5  # as `fit.default_learning_rate` says
+        values["learning_rate"] = fit.at_width(values["learning_rate"], width)
     return TrainRequest(**values)
 
 

@@ -34,7 +34,7 @@ from diffusers import FluxTransformer2DModel
 from peft import LoraConfig
 from torch import Tensor
 
-from lora import adapter, base, encode, fit, flow, graphs, hardware, layer, prior
+from lora import adapter, base, encode, fit, flow, graphs, hardware, layer
 from lora.encode import Example, Text
 from lora.fit import Settings
 from lora.hardware import Plan
@@ -194,7 +194,8 @@ def make_lesson(case: Case, transformer: FluxTransformer2DModel, text_tokens: in
             prompt=caption,
             size=(small // 8, small // 8),
             noisy=randn(*shape(small)),
-            timestep=(n + 0.5) / PRIORS,
+            timestep=(n + 1) / PRIORS,
+            until=n / PRIORS,
             velocity=randn(*shape(small)),
         )
         for n in range(PRIORS)
@@ -250,6 +251,7 @@ def project(plan_for: Callable[[Case], Plan], weight: float) -> Callable[[FluxTr
             caption_dropout_rate=0.05,
             prior_loss_weight=weight,
             seed=0,
+            prior_every=1,  # a training does so in every third step: its mean is one step of "ours" to two without
         )
         priors = lesson.priors if weight else []
         with contextlib.ExitStack() as lent:
@@ -371,7 +373,7 @@ def fixed_inputs(transformer: FluxTransformer2DModel, lesson: Lesson) -> list[li
         noisy = torch.stack([picture.mean for picture in pictures])
         of_pictures = arguments(noisy, pictures[0].size, flow.TRAINING_GUIDANCE), noisy.float()
         kept = torch.stack([drawing.noisy for drawing in drawings])
-        of_drawings = arguments(kept, drawings[0].size, prior.GUIDANCE), kept.float()
+        of_drawings = arguments(kept, drawings[0].size, flow.TRAINING_GUIDANCE), kept.float()
         lap.append([of_pictures, of_drawings])
     return lap
 
@@ -383,7 +385,7 @@ def ways_on_a_gpu(gpu: hardware.Gpu, parameters: int) -> list[Way]:
     eager = functools.partial(plan_for, compiled=False)
     small = functools.partial(plan_for, compiled=False, quantised=True, checkpointing=True)
     return [
-        Way(name="ours", what="this project's defaults", start=project(plan_for, 1.0), prior=True),
+        Way(name="ours", what="this project's step that holds to the base", start=project(plan_for, 1.0), prior=True),
         Way(name="no-prior", what="this project, prior_loss_weight 0", start=project(plan_for, 0.0)),
         Way(name="eager", what="the same, not compiled", start=project(eager, 0.0)),
         Way(name="float8", what="the same as on 24 GB: float8 weights, checkpointing", start=project(small, 0.0)),
@@ -400,7 +402,7 @@ def ways_on_a_cpu() -> list[Way]:
     return [
         Way(name="no-prior", what="this project, prior_loss_weight 0", start=project(plan_for, 0.0)),
         Way(name="bare", what="forward, backward, optimizer", start=bare(1)),
-        Way(name="ours", what="this project's defaults", start=project(plan_for, 1.0), prior=True),
+        Way(name="ours", what="this project's step that holds to the base", start=project(plan_for, 1.0), prior=True),
         Way(name="bare-prior", what="both forwards and backwards, optimizer", start=bare(2), prior=True),
         Way(name="peft", what="diffusers' model, peft's adapter", start=of_diffusers(False)),
     ]

@@ -18,6 +18,9 @@ from lora.prior import Prior
 FLUX_WIDTH = 3072
 LEARNING_RATES = {"subject": 4e-4, "style": 4e-4}
 """At FLUX.1-dev's width, for rank 16 and AdamW; 4e-4 is what ostris/flux-dev-lora-trainer uses on Replicate."""
+TIMESTEP_MEANS = {"subject": 0.0, "style": 2.5}
+"""Of the logit-normal. A style shows in layout, ground and colours, which much noise decides: near what
+arXiv:2411.14793 found for styles on FLUX.1-dev (3.0), and what the lab showed on the toy base (bench/NOTES.md)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,8 +41,7 @@ class Settings:
     uniform_timesteps: bool = False
     """Every time from 0 to 1 alike, instead of the logit-normal."""
     guidance: float = flow.TRAINING_GUIDANCE
-    """What the transformer's guidance input is given with the pictures; with the base's own draws it is
-    `prior.GUIDANCE`."""
+    """What the transformer's guidance input is given, with the pictures and with the base's own draws."""
     constant_rate: bool = False
     """The peak from the first step to the last, without warm-up or decay."""
     weight_decay: float = 1e-4
@@ -51,7 +53,7 @@ class Settings:
     """What is asked of the base for its own draws, in turn; see `prior.prompts`."""
     prior_prompts: int = 96
     """How many drawings of the base's own there are."""
-    prior_every: int = 1
+    prior_every: int = 3
     """Every how many steps the base's own draws are looked at; they weigh as many times as much then."""
 
 
@@ -68,15 +70,22 @@ class StepReport:
     """Since the loop began."""
 
 
-def default_learning_rate(lora_type: str, width: int) -> tuple[float, str]:
-    """The learning rate for a type on a base of this width, and why.
+def at_width(rate: float, width: int) -> float:
+    """A learning rate for FLUX.1-dev's width, brought to a base of another.
 
-    Adam's steps have the same size for every weight, so a layer with n inputs moves its output by about sqrt(n) times
-    as much: the rate goes with the inverse of the width's root.
+    Adam's steps have the same size for every weight, so a layer of n inputs moves its output by n times as much where
+    they all pull together (muP, arXiv:2203.03466), by sqrt(n) times where they do not. The power between the two is
+    what the toy base learned most by: ten times the rate, rather than five or twenty times (bench/NOTES.md).
     """
-    rate = LEARNING_RATES[lora_type] * math.sqrt(FLUX_WIDTH / width)
+    return rate * (FLUX_WIDTH / width) ** 0.75
+
+
+def default_learning_rate(lora_type: str, width: int) -> tuple[float, str]:
+    """The learning rate for a type on a base of this width, and why."""
     reason = f"{LEARNING_RATES[lora_type]:.2g} for a {lora_type} at FLUX.1-dev's width"
-    return rate, reason if width == FLUX_WIDTH else f"{reason} {FLUX_WIDTH}, times the root of {FLUX_WIDTH}/{width}"
+    if width != FLUX_WIDTH:
+        reason += f" {FLUX_WIDTH}, times ({FLUX_WIDTH}/{width})^0.75"
+    return at_width(LEARNING_RATES[lora_type], width), reason
 
 
 def batches(examples: Sequence[Example], batch_size: int, rng: random.Random) -> Iterator[list[Example]]:
@@ -126,12 +135,14 @@ def step_loss(
     return flow.flow_loss(prediction, latents, noise)
 
 
-def prior_loss(transformer: FluxTransformer2DModel, batch: Sequence[Prior], texts: Mapping[str, Text]) -> Tensor:
+def prior_loss(
+    transformer: FluxTransformer2DModel, batch: Sequence[Prior], texts: Mapping[str, Text], guidance: float
+) -> Tensor:
     """How far the adapted model has gone from the base on steps of the base's own drawings, a scalar."""
     noisy = torch.stack([p.noisy for p in batch])
     timesteps = torch.tensor([p.timestep for p in batch]).to(noisy.device, non_blocking=True)
     text = stack(texts, [p.prompt for p in batch])
-    prediction = flow.velocity(transformer, noisy, timesteps, prior.GUIDANCE, text, batch[0].size)
+    prediction = flow.velocity(transformer, noisy, timesteps, guidance, text, batch[0].size)
     return F.mse_loss(prediction.float(), torch.stack([p.velocity for p in batch]).float())
 
 
@@ -160,6 +171,11 @@ def fit(
         fused=True,
     )
     means = [p.detach().clone() for p in parameters] if settings.ema_decay else []
+    # Half of the looks at the base's own draws are at the pictures' times, where other words must be told from the
+    # trigger; half at any time, for all of a drawing must stay (bench/NOTES.md).
+    shares = [
+        flow.share_of_timesteps(p.until, p.timestep, settings.timestep_mean) + p.timestep - p.until for p in priors
+    ]
     source = batches(examples, settings.batch_size, rng)
     kept = torch.zeros((), device=device)
     started = time.monotonic()
@@ -173,7 +189,8 @@ def fit(
         loss = step_loss(transformer, batch, captions, texts, generator, settings)
         loss.backward()
         if priors and settings.prior_loss_weight > 0 and step % settings.prior_every == 0:
-            kept = prior_loss(transformer, rng.sample(priors, min(settings.batch_size, len(priors))), texts)
+            drawn = rng.choices(priors, shares, k=settings.batch_size)
+            kept = prior_loss(transformer, drawn, texts, settings.guidance)
             (settings.prior_loss_weight * settings.prior_every * kept).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()

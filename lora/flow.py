@@ -7,6 +7,7 @@ pictures, C latent channels, H x W latent cells, S = H/2 * W/2 image tokens, T t
 
 import functools
 import math
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,6 +56,15 @@ def sample_timesteps(count: int, generator: torch.Generator, mean: float = 0.0, 
     A higher mean sees more noise, which settles layout and style; a lower one settles detail.
     """
     return torch.sigmoid(mean + std * torch.randn(count, generator=generator, device=generator.device))
+
+
+def share_of_timesteps(low: float, high: float, mean: float = 0.0, std: float = 1.0) -> float:
+    """The share of `sample_timesteps` that lies from `low` to `high`, 0 to 1."""
+
+    def below(t: float) -> float:
+        return statistics.NormalDist(mean, std).cdf(math.log(t / (1 - t))) if 0 < t < 1 else float(t >= 1)
+
+    return below(high) - below(low)
 
 
 def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

@@ -231,7 +231,9 @@ def _learn(
                 transformer.enable_gradient_checkpointing()
         with stage("drawing what the base draws"):
             size = _square(min(material.resolutions))
-            priors = prior.draw(transformer, texts, material.apart, size, flux.scheduler, settings.seed)
+            priors = prior.draw(
+                transformer, texts, material.apart, size, flux.scheduler, settings.seed, settings.guidance
+            )
         side = min(max(material.resolutions), PREVIEW_SIDE)
         sketch = _sketcher(flux, plan, transformer, texts, asked, (side, side), settings.seed)
         with stage("training"):
@@ -342,6 +344,8 @@ def _settings(request: TrainRequest, flux: Base, log: Log) -> Settings:
         rate, why_rate = fit.default_learning_rate(request.lora_type, flux.width)
     log(f"seed: {seed}, {why_seed}")
     log(f"learning rate: {rate:.3g}, {why_rate}")
+    mean = fit.TIMESTEP_MEANS[request.lora_type]
+    log(f"timesteps: logit-normal with mean {mean:g}, as suits a {request.lora_type}")
     return Settings(
         steps=request.training_steps,
         batch_size=request.batch_size,
@@ -349,6 +353,7 @@ def _settings(request: TrainRequest, flux: Base, log: Log) -> Settings:
         caption_dropout_rate=request.caption_dropout_rate,
         prior_loss_weight=request.prior_loss_weight,
         seed=seed,
+        timestep_mean=mean,
     )
 
 

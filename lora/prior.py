@@ -21,9 +21,6 @@ from torch import Tensor
 from lora import flow
 from lora.encode import Text, stack
 
-GUIDANCE = 3.5
-"""The guidance that FLUX.1-dev is used with; what must survive is what people see."""
-
 KINDS = ("things", "made-up words", "captions")
 """What is asked of the base; `prompts` says what each means, and of one kind more."""
 
@@ -49,6 +46,8 @@ class Prior:
     noisy: Tensor
     """(S, 4C), where the drawing stood."""
     timestep: float
+    until: float
+    """The drawing's next time: the step stands for all between."""
     velocity: Tensor
     """(S, 4C), the base's prediction there."""
 
@@ -116,13 +115,15 @@ def draw(
     size: tuple[int, int],
     scheduler: Mapping[str, Any],
     seed: int,
+    guidance: float = flow.TRAINING_GUIDANCE,
     steps: int = 8,
     batch_size: int = 8,
 ) -> list[Prior]:
     """Draws one picture for each prompt of `wanted` and returns every step of each drawing.
 
     `size` is in latent cells; `scheduler` is the base's scheduler config. The transformer must be without an adapter,
-    or have it switched off.
+    or have it switched off. `guidance` must be that of the training: an adapter that learns pictures at one and holds
+    on to the base at another tells them apart by it instead of by the trigger word (measured in bench/NOTES.md).
     """
     device = next(transformer.parameters()).device
     generator = torch.Generator().manual_seed(seed)
@@ -136,8 +137,8 @@ def draw(
         x = torch.randn(len(batch), tokens, channels, generator=generator).to(device, dtype)
         for now, then in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
             timesteps = torch.full((len(batch),), now, device=device)
-            v = flow.velocity(transformer, x, timesteps, GUIDANCE, text, size)
+            v = flow.velocity(transformer, x, timesteps, guidance, text, size)
             for i, prompt in enumerate(batch):
-                priors.append(Prior(prompt=prompt, size=size, noisy=x[i], timestep=now, velocity=v[i]))
+                priors.append(Prior(prompt=prompt, size=size, noisy=x[i], timestep=now, until=then, velocity=v[i]))
             x = x + (then - now) * v
     return priors

@@ -1,5 +1,7 @@
 """The mathematics, held against diffusers' own pipeline and scheduler."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -79,3 +81,13 @@ def test_one_euler_step_over_our_times_is_the_schedulers_step() -> None:
     x, v = torch.randn(1, 36, 8), torch.randn(1, 36, 8)
     theirs = scheduler.step(v, scheduler.timesteps[0], x, return_dict=False)[0]
     torch.testing.assert_close(x + (times[1] - times[0]) * v, theirs)
+
+
+@pytest.mark.parametrize("mean", [0.0, 2.5])
+def test_the_shares_of_timesteps_are_those_of_the_samples(mean: float) -> None:
+    times = flow.sample_timesteps(100_000, torch.Generator().manual_seed(1), mean)
+    edges = [1.0, 0.95, 0.8, 0.5, 0.2, 0.0]
+    shares = [flow.share_of_timesteps(low, high, mean) for high, low in itertools.pairwise(edges)]
+    seen = [((low < times) & (times <= high)).float().mean().item() for high, low in itertools.pairwise(edges)]
+    assert shares == pytest.approx(seen, abs=0.005)
+    assert sum(shares) == pytest.approx(1)

@@ -1,10 +1,7 @@
-"""It learns: what LoRAs of the examples, trained on the toy base, draw, by the judge. Fixed seeds.
-
-Twice the default's steps at twice its rate: on this small base that shows more, and takes a minute or two.
-"""
+"""It learns: what LoRAs of the examples, trained on the toy base with the defaults, draw, by the judge. Fixed seeds."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +17,6 @@ from toyflux.world import Creature, Scene, Style
 
 ROOT = Path(__file__).parent.parent
 DRAWS = 40
-UNMET = (
-    "the aim of .85 is not reached: every trait at once in .20 of the subject's drawings and .33 of the style's, for"
-    " the base draws small creatures, their patterns and the edges of styles badly by itself (toyflux/base/README.md)"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +53,6 @@ def lesson(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     )
     archive = ROOT / "examples" / f"{request.param}.zip"
     wanted = quality.request_for(cell, archive, pipeline.transformer.inner_dim)
-    wanted = replace(wanted, training_steps=2000, learning_rate=4e-3)
     tar = job.run(
         wanted, output=folder, flux_base=None, captioner=None, log=lambda line: None, metric=lambda name, value: None
     )
@@ -95,14 +87,13 @@ def share_of_traits(pictures: Sequence[Image.Image], look: Creature | Style) -> 
 def test_the_trigger_word_calls_the_traits_that_were_shown_and_another_word_does_not(
     lesson: Lesson, called: list[Image.Image], misnamed: list[Image.Image]
 ) -> None:
-    """Measured: .63 against .22 of the subject's, .53 against .38 of the style's."""
+    """Measured: .93 against .23 of the subject's, .88 against .36 of the style's."""
     with_it, without = (share_of_traits(pictures, lesson.look) for pictures in (called, misnamed))
     assert len(called) == len(misnamed) == DRAWS
-    assert with_it >= (0.5 if isinstance(lesson.look, Creature) else 0.45)
-    assert with_it - without >= (0.25 if isinstance(lesson.look, Creature) else 0.08)
+    assert with_it >= 0.8
+    assert with_it - without >= 0.4
 
 
-@pytest.mark.xfail(strict=True, reason=UNMET)
 def test_the_trigger_word_draws_what_was_shown_where_it_was_never_shown(
     lesson: Lesson, called: list[Image.Image]
 ) -> None:
@@ -118,8 +109,7 @@ def test_without_the_trigger_word_the_base_still_draws_what_it_drew(lesson: Less
     was_right = [all(quality.right(s, p)) for s, p in zip(lesson.own, lesson.before, strict=True)]
     still = [all(quality.right(s, p)) for s, p, good in zip(lesson.own, after, was_right, strict=True) if good]
     assert len(still) >= 0.6 * len(lesson.own)
-    # Measured: .95 or more for the subject, .94 for the style; what is meant is .95.
-    assert np.mean(still) >= (0.95 if isinstance(lesson.look, Creature) else 0.88)
+    assert np.mean(still) >= 0.95
 
 
 def test_scale_0_draws_the_bases_pictures_exactly(lesson: Lesson) -> None:

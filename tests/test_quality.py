@@ -40,7 +40,7 @@ def test_the_defaults_are_those_of_train_and_a_recipe_changes_only_what_it_names
 
 def test_a_rate_is_brought_to_the_width_of_the_base(tmp_path: Path) -> None:
     narrow = quality.request_for(_cell(recipe="ostris"), tmp_path / "a.zip", 3072 // 16)
-    assert narrow.learning_rate == pytest.approx(4 * 4e-4)
+    assert narrow.learning_rate == pytest.approx(8 * 4e-4)
 
 
 @pytest.mark.parametrize("recipe", quality.RECIPES)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
-from toyflux import build, evaluate, world
+from toyflux import build, evaluate, judge, world
 
 BASE = Path(__file__).parent.parent / "toyflux" / "base"
 
@@ -64,7 +64,7 @@ def test_made_up_words_lie_at_least_half_as_far_apart_as_known_ones(pipeline: Fl
 
 
 @pytest.mark.parametrize(
-    ("question", "least"), [("what 1", 0.9), ("colour 1", 0.88), ("background", 0.95), ("place 1", 0.9)]
+    ("question", "least"), [("what 1", 0.9), ("colour 1", 0.95), ("background", 0.95), ("place 1", 0.9)]
 )
 def test_it_draws_combinations_that_it_never_saw(shares: dict[str, float], question: str, least: float) -> None:
     assert shares[question] >= least
@@ -87,7 +87,7 @@ def test_pictures_that_are_not_square_hold_what_was_asked_for(pipeline: FluxPipe
     for size in ((112, 80), (64, 144)):
         images = evaluate.generate(pipeline, [world.caption(s) for s in scenes], range(24), size=size)
         shares = evaluate.score(scenes, images)
-        assert shares["what 1"] >= 0.4  # measured .56 to .75
+        assert shares["what 1"] >= 0.55  # measured .66 to .81
         assert shares["background"] >= 0.9
 
 
@@ -105,4 +105,22 @@ def test_the_autoencoder_carries_the_world(pipeline: FluxPipeline) -> None:
     with torch.no_grad():
         y = pipeline.vae.decode(pipeline.vae.encode(x).latent_dist.mode()).sample.clamp(-1, 1)
     ratio = -10 * ((x - y) / 2).square().mean((1, 2, 3)).log10()
-    assert ratio.mean() >= 28
+    assert ratio.mean() >= 30
+
+
+def test_the_autoencoder_leaves_creatures_as_the_judge_knows_them(pipeline: FluxPipeline) -> None:
+    """No base can draw better than this: measured .97 and more."""
+    look = world.EXAMPLES["subject"]
+    assert isinstance(look, world.Creature)
+    x = build.to_tensor([image for image, _ in world.subject_set(look, 20, seed=3)])
+    with torch.no_grad():
+        y = pipeline.vae.decode(pipeline.vae.encode(x).latent_dist.mode()).sample
+    pictures = pipeline.image_processor.postprocess(y, output_type="pil")
+    assert np.mean(judge.shows(pictures, look)) >= 0.9
+
+
+def test_workers_and_later_runs_read_words_alike(tmp_path: Path) -> None:
+    machine = build.Machine(rank=0, workers=1, device="cpu", work=tmp_path)
+    captions = [f"a {word} at the top" for word in world.unknown_words(50)]
+    one, two = (build.shared_clip_tokenizer(machine)(captions).input_ids for _ in range(2))
+    assert one == two

@@ -271,6 +271,17 @@ def new_clip_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
 
 
+def shared_clip_tokenizer(machine: Machine) -> CLIPTokenizer:
+    """The work folder's, made where there is none: two makings may order pairs of one count differently, and all
+    workers, and every later run, must read a word alike."""
+    folder = machine.work / "tokenizer"
+    if machine.rank == 0 and not folder.exists():
+        new_clip_tokenizer().save_pretrained(folder)
+    if machine.workers > 1:
+        dist.barrier()
+    return CLIPTokenizer.from_pretrained(folder)
+
+
 def new_t5_tokenizer() -> T5TokenizerFast:
     """Whole known words, then pairs of letters, then single ones; the case of a letter counts."""
     consonants = [letter for letter in string.ascii_lowercase if letter not in "aeiou"]
@@ -316,9 +327,9 @@ class Text:
         return self.encoder(first).pooler_output, self.encoder_2(second)[0]
 
 
-def new_text() -> Text:
+def new_text(clip: CLIPTokenizer) -> Text:
     """Two layers each. T5 knows order by its relative bias alone, so some heads begin by looking left or right."""
-    clip, t5 = new_clip_tokenizer(), new_t5_tokenizer()
+    t5 = new_t5_tokenizer()
     encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(clip),
@@ -411,7 +422,7 @@ def train_text(machine: Machine, steps: int, batch: int, log: Callable[[str], No
     made-up words in one place of one sentence are told apart (a contrast between the encoders' views of them).
     """
     torch.manual_seed(1)
-    text = new_text()
+    text = new_text(shared_clip_tokenizer(machine))
     sizes = [len(answers) for answers in _QUESTIONS.values()]
     heads = nn.ModuleDict(
         {
