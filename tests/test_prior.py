@@ -1,5 +1,7 @@
 """The prompts for what the base draws by itself, and the drawing."""
 
+import itertools
+
 import torch
 from diffusers import FluxTransformer2DModel
 
@@ -41,8 +43,11 @@ def test_each_step_kept_is_the_bases_own_prediction_where_the_drawing_stood(
     tiny_flux: FluxTransformer2DModel, texts: dict[str, Text]
 ) -> None:
     scheduler = {"use_dynamic_shifting": False, "shift": 3.0}
-    kept = prior.draw(tiny_flux, texts, ["a VEK"] * 3, (4, 4), scheduler, seed=1, steps=4, batch_size=2)
+    kept = prior.draw(tiny_flux, texts, ["a VEK"] * 3, (4, 4), scheduler, seed=1, guidance=3.5, steps=4, batch_size=2)
     assert len(kept) == 3 * 4
+    for one, then in itertools.pairwise(sorted({(p.timestep, p.until) for p in kept}, reverse=True)):
+        assert one[1] == then[0]
+    assert min(p.until for p in kept) == 0
     for p in kept:
         with torch.no_grad():
             again = flow.velocity(
