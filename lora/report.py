@@ -89,7 +89,7 @@ def preview_prompts(
         subject = [
             f"a {name} on a white background",
             f"a {name} on a red background",
-            f"a small {name} on a blue background",
+            f"a large {name} on a green background",
         ]
     else:
         things = ["a lighthouse on a cliff", "a cat asleep on a chair", "a woman reading in a café"]

@@ -201,7 +201,7 @@ def test_the_prior_is_looked_at_where_the_pictures_are(
         looked_at = [t for t in times[len(drawn) * 2 :] if any(t == pytest.approx(known) for known in drawn)]
         return sum(t == pytest.approx(1.0) for t in looked_at) / len(looked_at)
 
-    assert noisiest(2.5) > 0.7 > 0.5 > noisiest(0.0)
+    assert noisiest(2.5) > 0.3 > 0.2 > noisiest(0.0)  # .45 and .09 by the formula
 
 
 def test_an_untrained_adapter_keeps_every_prior(tiny_flux: FluxTransformer2DModel, texts: dict[str, Text]) -> None:
