@@ -103,9 +103,9 @@ class Base:
         """Around what reads the folder: raises ValueError with what it has lost since it was found whole."""
         try:
             yield
-        except (OSError, RuntimeError, SafetensorError) as error:
+        except (OSError, RuntimeError, SafetensorError):
             _check(self.name, self.folder)
-            raise error
+            raise
 
     def load_transformer(self, plan: Plan) -> FluxTransformer2DModel:
         """The transformer on the plan's device, weight by weight from the mapped files: where it is quantised, no more

@@ -74,8 +74,8 @@ def at_width(rate: float, width: int) -> float:
     """A learning rate for FLUX.1-dev's width, brought to a base of another.
 
     Adam's steps have the same size for every weight, so a layer of n inputs moves its output by n times as much where
-    they all pull together (muP, arXiv:2203.03466), by sqrt(n) times where they do not. The power between the two is
-    what the toy base learned most by: ten times the rate, rather than five or twenty times (bench/NOTES.md).
+    they all pull together (muP, arXiv:2203.03466), by sqrt(n) times where they do not. The power is between the two:
+    on the toy base ten times the rate learned no less than five times and more than twenty times (bench/NOTES.md).
     """
     return rate * (FLUX_WIDTH / width) ** 0.75
 

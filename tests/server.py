@@ -49,19 +49,22 @@ class Server:
         except urllib.error.HTTPError as refusal:
             return refusal.code, json.loads(refusal.read() or b"{}")
 
-    def start(self, method: str, path: str, body: Mapping[str, object], asynchronous: bool = False) -> Answer:
-        """A request that must be taken: again where the server has answered the one before and not yet put it away."""
+    def ask_when_free(
+        self, method: str, path: str, body: Mapping[str, object], asynchronous: bool = False
+    ) -> tuple[int, Answer]:
+        """One request; again where the server has answered the one before and not yet put it away."""
         deadline = time.monotonic() + 10
         while True:
             status, answer = self.ask(method, path, body, asynchronous)
             if status != 409 or time.monotonic() > deadline:
-                assert status == (202 if asynchronous else 200), answer
-                return answer
+                return status, answer
             time.sleep(0.05)
 
     def train(self, **inputs: object) -> Answer:
         """A training, waited for."""
-        return self.start("POST", "/trainings", {"input": inputs})
+        status, answer = self.ask_when_free("POST", "/trainings", {"input": inputs})
+        assert status == 200, answer
+        return answer
 
     def wait_for_line(self, run: str, line: str, seconds: float = 300) -> None:
         """Until the run logs a line that starts so: at once, where webhooks may come half a second late."""

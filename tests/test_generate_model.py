@@ -3,7 +3,6 @@
 import base64
 import io
 import os
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,12 +58,7 @@ def flux() -> Base:
 
 
 def _ask(artist: Server, changes: dict[str, object]) -> tuple[int, server.Answer]:
-    """One request; again where the server has answered the one before and not yet put it away."""
-    while True:
-        status, answer = artist.ask("POST", "/predictions", {"input": {**INPUT, **changes}})
-        if status != 409:
-            return status, answer
-        time.sleep(0.05)
+    return artist.ask_when_free("POST", "/predictions", {"input": {**INPUT, **changes}})
 
 
 def _drawn(artist: Server, **changes: object) -> list[Image.Image]:

@@ -91,7 +91,7 @@ def inbox(tmp_path):
 def begin(trainer: server.Server, inbox: server.Inbox, run: str, **inputs: object) -> None:
     events = ["start", "output", "logs", "completed"]
     body = {"input": inputs, "webhook": inbox.url, "webhook_events_filter": events}
-    trainer.start("PUT", f"/trainings/{run}", body, asynchronous=True)
+    assert trainer.ask_when_free("PUT", f"/trainings/{run}", body, asynchronous=True)[0] == 202
 
 
 def test_predict_does_nothing_and_says_so(tmp_path):
@@ -179,15 +179,14 @@ def without(pattern, folder):
         yield
     finally:
         for path in files:
-            if path.parent.exists():
-                path.with_name(f"{path.name}.away").rename(path)
+            path.with_name(f"{path.name}.away").rename(path)
 
 
 NO_BASE = "ValueError: FLUX_BASE: base is not a complete FLUX base in diffusers' layout: "
 
 
 @pytest.mark.parametrize(
-    ("stage", "lost", "while_", "inputs", "told"),
+    ("stage", "lost", "during", "inputs", "told"),
     [
         (
             "captioning",
@@ -202,15 +201,16 @@ NO_BASE = "ValueError: FLUX_BASE: base is not a complete FLUX base in diffusers'
         ("training", "base/vae/*.safetensors", "training", {"preview_every": 20}, f"{NO_BASE}vae has no"),
         ("previews", "base/vae/*.safetensors", "training", {}, f"{NO_BASE}vae has no"),
     ],
+    ids=["captioning", "pictures", "prompts", "transformer", "training", "previews"],
 )
 def test_a_failure_in_any_stage_says_which_file_is_gone_and_leaves_nothing(
-    trainer, models, inbox, stage, lost, while_, inputs, told
+    trainer, models, inbox, stage, lost, during, inputs, told
 ):
     """Files of the models that are lost while a training runs. The unpacking fails above; the packing, below."""
     run = f"failed-while-{stage.replace(' ', '-')}"
-    many = as_uri(zipped(100 if while_ == "unpacking" else 2))
+    many = as_uri(zipped(100 if during == "unpacking" else 2))
     begin(trainer, inbox, run, input_images=many, **{**QUICK, "training_steps": 40, **inputs})
-    trainer.wait_for_line(run, f"== {while_}")
+    trainer.wait_for_line(run, f"== {during}")
     with without(lost, models):
         end = inbox.wait_for_end()
     assert end["status"] == "failed"

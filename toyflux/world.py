@@ -332,8 +332,7 @@ def sample_scene(
         places = rng.choice([("left", "right"), ("left", "right"), ("top", "bottom")])
         items = tuple(Item(look=look, size="medium", place=place) for look, place in zip(looks, places, strict=True))
     else:
-        sizes = ["medium", "medium", "large"] if things != list(looks) else ["medium", "medium", "small", "large"]
-        size = rng.choice(sizes)
+        size = rng.choice(["medium", "medium", *(["small"] if things else []), "large"])
         place = rng.choice(["centre"] * 4 + list(PLACES)[1:]) if size != "large" else "centre"
         items = (Item(look=looks[0], size=size, place=place),)
     return Scene(items=items, background=background, style=scene_style)
