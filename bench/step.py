@@ -241,6 +241,8 @@ def project(plan_for: Callable[[Case], Plan], weight: float) -> Callable[[FluxTr
             raise torch.OutOfMemoryError(f"the plan takes no batch of {lesson.case.batch_size}: {plan.reason}")
         if plan.quantised:
             hold_in_float8(transformer)
+        if plan.float8_backward:
+            layer.backward_in_float8(transformer)
         if plan.checkpointing:
             transformer.enable_gradient_checkpointing()
         parameters = adapter.attach(transformer, RANK, seed=0)
@@ -384,11 +386,13 @@ def ways_on_a_gpu(gpu: hardware.Gpu, parameters: int) -> list[Way]:
 
     eager = functools.partial(plan_for, compiled=False)
     small = functools.partial(plan_for, compiled=False, quantised=True, checkpointing=True)
+    backward = functools.partial(plan_for, float8_backward=True)
     return [
         Way(name="ours", what="this project's step that holds to the base", start=project(plan_for, 1.0), prior=True),
         Way(name="no-prior", what="this project, prior_loss_weight 0", start=project(plan_for, 0.0)),
         Way(name="eager", what="the same, not compiled", start=project(eager, 0.0)),
         Way(name="float8", what="the same as on 24 GB: float8 weights, checkpointing", start=project(small, 0.0)),
+        Way(name="float8-backward", what="no-prior with its backward pass in float8", start=project(backward, 0.0)),
         Way(name="peft", what="diffusers' model, peft's adapter in bf16", start=of_diffusers(False)),
         Way(name="peft-checkpointing", what="the same with checkpointing", start=of_diffusers(True)),
         Way(name="ostris", what="float32 adapter on every layer, average of the weights", start=of_ostris),
@@ -568,6 +572,7 @@ RATIOS = (
     ("ours", "bare-prior", "what the loop costs, with both passes", 1.1),
     ("no-prior", "eager", "what compiling gains", None),
     ("float8", "no-prior", "what the way for 24 GB costs", None),
+    ("float8-backward", "no-prior", "what a backward pass in float8 gains", None),
     ("no-prior", "peft", "against diffusers without checkpointing", 1 / 1.5),
     ("no-prior", "peft-checkpointing", "against diffusers with checkpointing", None),
     ("no-prior", "ostris", "against the ostris way", 1 / 2),

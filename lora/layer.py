@@ -1,4 +1,4 @@
-"""The linear layers of the transformer in a training: frozen weights, in float8 where memory is short, and the LoRA.
+"""The linear layers of the transformer in a training: frozen weights, in bf16 or in float8, and the LoRA.
 
 peft makes and names the LoRA's layers; only their arithmetic is different here. peft computes W x, then B A x, then
 their sum: three passes over a tensor of the layer's full width, and as many over the gradients; and with float32
@@ -7,7 +7,7 @@ added inside the large one's own output, forward and backward.
 """
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,9 +35,51 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight.float() / scale).to(FLOAT8), scale.to(weight.dtype)
 
 
-def _taken_out(weight: Tensor, scale: Tensor | None) -> Tensor:
-    """The weights that products are made with, for this moment alone where they are held in float8."""
-    return weight if scale is None else weight.to(scale.dtype) * scale
+class Held(NamedTuple):
+    """The weights of a frozen layer as they lie in memory, and the two products that are made with them."""
+
+    weight: Tensor
+    """(outputs, inputs)"""
+    scale: Tensor | None = None
+    """(outputs, 1), where the weight is in float8."""
+    turned: Tensor | None = None
+    """(inputs, outputs) in float8, where the backward pass is made in it: a GPU multiplies float8 along adjacent
+    numbers only, and that pass sums over the outputs."""
+    turned_scale: Tensor | None = None
+    """(inputs, 1) in float32."""
+
+    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """(M, inputs) -> (M, outputs), in the type of x."""
+        return F.linear(x, self._taken_out(), bias)
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        """The gradient of the outputs, (M, outputs) -> of the inputs, (M, inputs)."""
+        if self.turned is None or self.turned_scale is None:
+            return gradient @ self._taken_out()
+        return float8_product(gradient, self.turned, self.turned_scale)
+
+    def _taken_out(self) -> Tensor:
+        """The weights that products are made with, for this moment alone where they are held in float8."""
+        return self.weight if self.scale is None else self.weight.to(self.scale.dtype) * self.scale
+
+
+def float8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """x W^T made in float8 and added up in float32: x (M, K), W (N, K) in float8 with its scale (N, 1) in float32;
+    (M, N) in the type of x.
+
+    Each row of x, a token's, takes e4m3's whole range by a scale of its own. torch has had no public name for such a
+    product in all of the versions that this runs on.
+    """
+    largest = x.abs().amax(dim=1, keepdim=True).float().clamp_min(1e-30)
+    narrow = (x.float() * (LARGEST / largest)).clamp(-LARGEST, LARGEST).to(FLOAT8).contiguous()
+    return torch._scaled_mm(
+        narrow,
+        weight.T,
+        scale_a=largest / LARGEST,
+        scale_b=scale.T,
+        out_dtype=x.dtype,
+        use_fast_accum=True,
+    )
 
 
 class Float8Linear(torch.nn.Linear):
@@ -53,7 +95,7 @@ class Float8Linear(torch.nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, inputs) -> (…, outputs), in the type of x."""
-        return F.linear(x, _taken_out(self.weight, self.scale), self.bias)
+        return _product(x, self, None, None, 0.0)
 
 
 def to_float8(model: torch.nn.Module) -> set[str]:
@@ -64,6 +106,36 @@ def to_float8(model: torch.nn.Module) -> set[str]:
     return set(linear)
 
 
+class Float8Backward(torch.nn.Linear):
+    """A frozen linear layer with its weights once more in float8, for the product of the backward pass.
+
+    What the model says stays exact, and so does what it is asked to learn; only gradients on their way down are
+    rounded. A forward pass in float8 raised the loss on the toy base by 1.5 % (bench/NOTES.md).
+    """
+
+    turned: Tensor
+    turned_scale: Tensor
+
+    def __init__(self, like: torch.nn.Linear) -> None:
+        """On the weights of `like`."""
+        super().__init__(like.in_features, like.out_features, like.bias is not None, device="meta")
+        self.weight, self.bias = like.weight, like.bias
+        turned, scale = quantise(like.weight.detach().T.contiguous())
+        self.register_buffer("turned", turned)
+        self.register_buffer("turned_scale", scale.float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, inputs) -> (…, outputs), in the type of x."""
+        return _product(x, self, None, None, 0.0)
+
+
+def backward_in_float8(model: torch.nn.Module) -> None:
+    """Puts a Float8Backward in the place of every linear layer that IN_FLOAT8 means."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, torch.nn.Linear) and IN_FLOAT8.search(name):
+            model.set_submodule(name, Float8Backward(module))
+
+
 class AdaptedLinear(lora.Linear):
     """peft's LoRA layer over a frozen linear layer with a faster forward; one adapter, no dropout."""
 
@@ -72,10 +144,8 @@ class AdaptedLinear(lora.Linear):
         if self.disable_adapters:
             return self.base_layer(x)
         [name] = self.active_adapters
-        base, a, b = self.base_layer, self.lora_A[name].weight, self.lora_B[name].weight
-        scale = base.scale if isinstance(base, Float8Linear) else None
-        outputs = _Adapted.apply(x.flatten(0, -2), base.weight, scale, base.bias, a, b, self.scaling[name])
-        return outputs.unflatten(0, x.shape[:-1])
+        a, b = self.lora_A[name].weight, self.lora_B[name].weight
+        return _product(x, self.base_layer, a, b, self.scaling[name])
 
     def _get_base_layer_device_and_dtype(self, base_layer: torch.nn.Module) -> tuple[torch.device, torch.dtype]:
         """What peft makes an adapter's weights in: float32 whatever the base's type, for steps of 1e-4 vanish in bf16's
@@ -83,35 +153,53 @@ class AdaptedLinear(lora.Linear):
         return base_layer.get_parameter("weight").device, torch.float32
 
 
-class _Adapted(torch.autograd.Function):
+def _product(x: Tensor, frozen: torch.nn.Linear, a: Tensor | None, b: Tensor | None, scaling: float) -> Tensor:
+    """(…, inputs) -> (…, outputs) by a frozen layer, and by A and B where there are any."""
+    held = Held(frozen.weight)
+    if isinstance(frozen, Float8Linear):
+        held = Held(frozen.weight, scale=frozen.scale)
+    elif isinstance(frozen, Float8Backward):
+        held = Held(frozen.weight, turned=frozen.turned, turned_scale=frozen.turned_scale)
+    outputs = _Product.apply(x.flatten(0, -2), a, b, scaling, frozen.bias, *held)
+    return outputs.unflatten(0, x.shape[:-1])
+
+
+class _Product(torch.autograd.Function):
     """y = x W^T + bias + s (x A^T) B^T for x (M, inputs); W and its bias get no gradient.
 
-    Kept for the backward pass: x, which all layers that read it share, x A^T (M, rank), and A and B in the type of x.
+    Kept for the backward pass: x, which all layers that read it share, x A^T (M, rank), and A and B in the type of x;
+    without A and B, nothing.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
-        weight: Tensor,
-        scale: Tensor | None,
-        bias: Tensor | None,
-        a: Tensor,
-        b: Tensor,
+        a: Tensor | None,
+        b: Tensor | None,
         scaling: float,
+        bias: Tensor | None,
+        *held: Tensor | None,
     ) -> Tensor:
+        outputs = Held(*held).forward(x, bias)  # type: ignore[arg-type]
+        if a is None or b is None:
+            ctx.save_for_backward(None, None, None, None, *held)
+            return outputs
         a, b = a.to(x.dtype), b.to(x.dtype)
         inner = F.linear(x, a)  # (M, rank)
-        ctx.save_for_backward(x, inner, weight, scale, a, b)
+        ctx.save_for_backward(x, inner, a, b, *held)
         ctx.scaling = scaling
-        return F.linear(x, _taken_out(weight, scale), bias).addmm_(inner, b.T, alpha=scaling)
+        return outputs.addmm_(inner, b.T, alpha=scaling)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, inner, weight, scale, a, b = ctx.saved_tensors
+        x, inner, a, b, *held = ctx.saved_tensors
+        of_x = Held(*held).backward(gradient) if ctx.needs_input_grad[0] else None
+        none = [None] * (2 + len(held))
+        if x is None:
+            return of_x, None, None, *none
         of_inner = (gradient @ b) * ctx.scaling  # (M, rank)
-        of_x = None
-        if ctx.needs_input_grad[0]:
-            of_x = (gradient @ _taken_out(weight, scale)).addmm_(of_inner, a)
+        if of_x is not None:
+            of_x.addmm_(of_inner, a)
         of_a, of_b = of_inner.T @ x, (gradient.T @ inner) * ctx.scaling
-        return of_x, None, None, None, of_a.float(), of_b.float(), None
+        return of_x, of_a.float(), of_b.float(), *none
