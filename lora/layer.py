@@ -15,8 +15,8 @@ from peft.tuners import lora
 from torch import Tensor
 
 FLOAT8 = torch.float8_e4m3fn
-LARGEST = 448.0
-"""That e4m3 holds (Micikevicius et al. 2022, arXiv:2209.05433, table 1); torch makes NaN of what is larger."""
+LARGEST = torch.finfo(FLOAT8).max
+"""448, what e4m3 holds (Micikevicius et al. 2022, arXiv:2209.05433, table 1); torch makes NaN of what is larger."""
 IN_FLOAT8 = re.compile(r"transformer_blocks\.\d+\.(?!norm)")
 """What `to_float8` is for: attention and MLP of every block. The modulation, a fourth of FLUX.1-dev's weights, acts on
 every token alike, and stays as it is."""
@@ -70,12 +70,13 @@ def float8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     Each row of x, a token's, takes e4m3's whole range by a scale of its own. torch has had no public name for such a
     product in all of the versions that this runs on.
     """
-    largest = x.abs().amax(dim=1, keepdim=True).float().clamp_min(1e-30)
-    narrow = (x.float() * (LARGEST / largest)).clamp(-LARGEST, LARGEST).to(FLOAT8).contiguous()
+    largest = torch.finfo(FLOAT8).max  # a constant to torch.compile, which makes an input of a module's own float
+    taken_out = x.abs().amax(dim=1, keepdim=True).float().clamp_min(1e-30) / largest  # (M, 1)
+    narrow = (x.float() / taken_out).to(FLOAT8).contiguous()
     return torch._scaled_mm(
         narrow,
         weight.T,
-        scale_a=largest / LARGEST,
+        scale_a=taken_out,
         scale_b=scale.T,
         out_dtype=x.dtype,
         use_fast_accum=True,

@@ -8,18 +8,22 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch._dynamo.utils import counters
 
-from lora import adapter, fit, graphs, validation
+from lora import adapter, fit, graphs, layer, validation
 from lora.encode import Example, Text
 from tests.test_fit import SETTINGS
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("float8_backward", [False, True])
 def test_sizes_share_four_graphs_that_train_as_the_blocks_do_and_nothing_else_is_compiled(
-    tiny_flux: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text]
+    float8_backward: bool, tiny_flux: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text]
 ) -> None:
     """By the compiler's front end, which is what can break a graph; what makes kernels of it needs a GPU to matter."""
     tiny_flux.single_transformer_blocks.append(copy.deepcopy(tiny_flux.single_transformer_blocks[0]))
     tiny_flux.transformer_blocks.append(copy.deepcopy(tiny_flux.transformer_blocks[0]))
+    tiny_flux.requires_grad_(False)
+    if float8_backward:
+        layer.backward_in_float8(tiny_flux)
     settings = dataclasses.replace(SETTINGS, steps=3, batch_size=1)
     assert len({len(example.mean) for example in examples}) == 2
 
