@@ -1,3 +1,4 @@
+import ast
 import importlib
 import json
 from pathlib import Path
@@ -133,3 +134,11 @@ def test_the_schema_agrees_with_the_signatures():
     assert schemas["TrainingOutput"]["properties"]["weights"]["format"] == "uri"
     assert schemas["Input"]["required"] == ["txt"]
     assert schemas["Input"]["properties"]["txt"]["description"] == "some words"
+
+
+def test_the_text_of_a_node_is_what_python_says_it_is():
+    text = (ROOT / "train.py").read_text(encoding="utf-8") + 'x = f("größer\x0c als", y=(1,\n  "ü" ),  z=3)\n'
+    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.expr | ast.keyword)]
+    lines = text.encode().splitlines(keepends=True)
+    assert [signature._written(lines, node) for node in nodes] == [ast.get_source_segment(text, n) for n in nodes]
+    assert len(nodes) > 300
