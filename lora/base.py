@@ -9,6 +9,7 @@ import dataclasses
 import gc
 import json
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,6 +31,8 @@ TOKENIZERS = {
     "tokenizer_2": (("tokenizer.json",), ("spiece.model",)),
 }
 """Their vocabularies, in either of two ways."""
+READ_AT_ONCE = 2**20
+"""Bytes."""
 FILES = ("model_index.json", *(f"{c}/*" for c in (*COMPONENTS, "tokenizer", "tokenizer_2", "scheduler")))
 
 
@@ -66,6 +69,27 @@ class Base:
         return (lambda text: len(clip(text).input_ids)), (lambda text: len(t5(text).input_ids))
 
     @contextlib.contextmanager
+    def read_ahead(self) -> Iterator[None]:
+        """Meanwhile the largest files go through a thread of their own, in the order in which they will be needed, so
+        that the system has them in memory by then: FLUX.1-dev's are 33 GB, which a disk takes up to minutes for."""
+        files = [file for component in ("text_encoder_2", "transformer") for file in _weights(self.folder / component)]
+        enough = threading.Event()
+
+        def read() -> None:
+            buffer = bytearray(READ_AT_ONCE)
+            with contextlib.suppress(OSError):  # whoever needs the file will say what is wrong with it
+                for file in files:
+                    with file.open("rb", buffering=0) as stream:
+                        while not enough.is_set() and stream.readinto(buffer):
+                            pass
+
+        threading.Thread(target=read, name="read ahead", daemon=True).start()
+        try:
+            yield
+        finally:
+            enough.set()
+
+    @contextlib.contextmanager
     def text(self, plan: Plan) -> Iterator[FluxPipeline]:
         """diffusers' own pipeline with nothing but the tokenizers and text encoders, for `encode_prompt`."""
         with self._still_whole():
@@ -89,7 +113,8 @@ class Base:
 
     @contextlib.contextmanager
     def transformer(self, plan: Plan) -> Iterator[FluxTransformer2DModel]:
-        _free()  # what the encoders leave behind until Python looks for it: on a small GPU there is no room for both
+        gc.collect()  # the encoders' leavings: a small GPU has no room for both. And those of a server's last training
+        _free()
         with self._still_whole():
             transformer = self.load_transformer(plan)
         try:

@@ -116,6 +116,7 @@ def run(
             if request.training_steps == 0:
                 return _pack_again(earlier, request, secrets, decided, work, output, log, metric)
         tracked = lent.enter_context(_tracking(request, secrets, decided, work, log))
+        lent.enter_context(flux.read_ahead())
         with stage("unpacking"):
             found = _unpack(request.input_images, work / "pictures", resolutions, log)
             data = record.data_hash(found)

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import shutil
+import threading
+import time
 import weakref
 from pathlib import Path
 
@@ -153,3 +155,53 @@ def test_a_quantised_base_is_loaded_without_ever_being_whole_and_draws_what_the_
             wanted, drawn = whole(**inputs).sample, transformer(**inputs).sample
         assert 0 < (drawn - wanted).norm() / wanted.norm() < 0.25  # each weight is off by 2.6 % of itself on average
         assert transformer.dtype == torch.float32
+
+
+def _in_memory(file: Path) -> bool:
+    """Whether the system has the file's last page in its cache."""
+    with file.open("rb") as stream:
+        try:
+            return bool(os.preadv(stream.fileno(), [bytearray(1)], file.stat().st_size - 1, os.RWF_NOWAIT))
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            pytest.skip(f"this disk does not tell what is in memory: {error}")
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="only Linux tells what is in memory")
+def test_the_large_files_are_read_ahead_and_only_as_long_as_it_is_wanted(copy: Path, toy: Base) -> None:
+    names = ("text_encoder_2/model.safetensors", "transformer/diffusion_pytorch_model.safetensors")
+    files = [copy / name for name in names]
+    flux = dataclasses.replace(toy, folder=copy)
+
+    def forget() -> None:
+        for file in files:
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    for _ in range(20):  # what has just been written lingers
+        forget()
+        if not any(map(_in_memory, files)):
+            break
+        time.sleep(0.2)
+    else:
+        pytest.skip("this disk's files stay in memory")
+    with flux.read_ahead():
+        [thread] = [thread for thread in threading.enumerate() if thread.name == "read ahead"]
+        thread.join(20)
+    assert all(map(_in_memory, files))
+
+    fifo = copy / "transformer" / "never.safetensors"  # a file of which nothing comes, as of a disk that hangs
+    files[1].unlink()
+    os.mkfifo(fifo)
+    with flux.read_ahead():
+        pass
+    with fifo.open("wb"):
+        threads = [thread for thread in threading.enumerate() if thread.name == "read ahead"]
+        for thread in threads:
+            thread.join(20)
+        assert not any(thread.is_alive() for thread in threads)
+    files[0].unlink()  # a file that is gone is not its business
+    with flux.read_ahead():
+        pass
