@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Iterator
 
 import torch._dynamo.config
+import torch._functorch.config
 from diffusers import FluxTransformer2DModel
 
 MOST = 32
@@ -22,8 +23,15 @@ ones; and as many more for each way in which `layers_to_optimize_regex` adapts s
 def compiled(transformer: FluxTransformer2DModel, shapes: int, **options: object) -> Iterator[None]:
     """Within it the blocks are compiled, for any sizes where there are more `shapes` than one.
 
+    What was compiled lies in TORCHINDUCTOR_CACHE_DIR, and the next training on such a GPU finds it there; the second of
+    the two settings keeps what comes before the kernels too, which torch does by itself only for a model without a
+    function of its own (`lora.layer`).
+
     `options` go to `torch.compile`. Where a compiler fails the block runs as it is, and torch warns: slower, and right.
     """
-    with torch._dynamo.config.patch(recompile_limit=MOST, suppress_errors=True):
+    with (
+        torch._dynamo.config.patch(recompile_limit=MOST, suppress_errors=True),
+        torch._functorch.config.patch(autograd_cache_allow_custom_autograd_functions=True),
+    ):
         transformer.compile_repeated_blocks(dynamic=shapes > 1, **options)
         yield

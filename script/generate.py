@@ -42,7 +42,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _draw(values: dict[str, object], extras: list[tuple[str, str, float]], output: Path) -> None:
-    from generate import Predictor  # only now: it loads torch
+    with cli.importing():
+        from generate import Predictor  # only now: it loads torch
 
     predictor = Predictor()
     predictor.setup()

@@ -28,7 +28,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _train(values: dict[str, object], output: Path) -> None:
-    from train import train  # only now: it loads torch
+    with cli.importing():
+        from train import train  # only now: it loads torch
 
     logging.getLogger("train").addHandler(logging.NullHandler())  # `cli.run` tells what failed
 
