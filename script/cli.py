@@ -280,8 +280,8 @@ def _exit(number: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
-    """Around the import of large packages: what they make stays, so Python looks for no garbage in it, neither now, which
-    takes a tenth of the time, nor later."""
+    """Around the import of large packages: what they make stays, so Python looks for no garbage in it, neither now,
+    which takes a tenth of the time, nor later."""
     gc.disable()
     try:
         yield
