@@ -240,7 +240,8 @@ def with_name(scene: Scene, look: Creature | Style, name: str) -> Scene:
 def asked_besides(scene: Scene) -> dict[str, str | int]:
     """What a scene asks besides its subject or style, as the judge's questions and their right answers."""
     answers = judge.answers_of(scene)
-    wanted = ["background"]
+    hidden = scene.style is not None and scene.style.ground == "board"  # it lies over any other background
+    wanted = [] if hidden else ["background"]
     for number, item in enumerate(scene.items, 1):
         wanted += [f"place {number}"]
         wanted += [] if isinstance(item.look, Creature) else [f"what {number}", f"colour {number}"]
@@ -403,8 +404,11 @@ def table(lines: Sequence[Line]) -> str:
         columns = [_spread([line["scores"][score] for line in group], statistics.stdev) for score in SCORES]
         short = None if recipe == "base" else short_of_the_goal(group, lines)
         if recipe == "base":
-            ceiling = statistics.mean(line["scores"]["ceiling"] for line in group)
-            columns[0] += f" (judge's ceiling {ceiling:.2f})"
+            ceiling, known = (
+                statistics.mean(line["scores"][score] for line in group)
+                for score in ("ceiling", "fidelity to a known name")
+            )
+            columns[0] += f" (judge's ceiling {ceiling:.2f}; a name that it knows {known:.2f})"
         said = "" if short is None else ", ".join(short) or "nothing"
         rows.append([kind, recipe, str(steps or "–"), *columns, said, str(len(group))])
     return _markdown(rows)

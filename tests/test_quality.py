@@ -25,7 +25,7 @@ def _cell(**changes: Any) -> Cell:
 
 def _line(fidelity: float, following: float = 1.0, **changes: Any) -> dict[str, Any]:
     scores = {"fidelity": fidelity, "traits": 0.5, "following": following, "preservation": 0.5, "leak": 0.0}
-    scores |= {"ceiling": 0.9} if changes.get("recipe") == "base" else {}
+    scores |= {"ceiling": 0.9, "fidelity to a known name": 0.8} if changes.get("recipe") == "base" else {}
     return {"look": "TOK", "recipe": "defaults", "steps": 100, "seed": 1, "scores": scores, **changes}
 
 
@@ -58,6 +58,7 @@ def test_scenes_show_the_look_and_ask_for_something_else_too(name: str) -> None:
     for scene in scenes:
         asked = quality.asked_besides(scene)
         assert "place 1" in asked
+        assert ("background" in asked) is (name != "CHALQ")  # whose ground is a board, whatever is asked for
         assert asked.items() <= judge.answers_of(scene).items()
     if isinstance(look, Creature):
         assert sum(len(scene.items) == 2 for scene in scenes) == 8
@@ -76,7 +77,7 @@ def test_the_table_has_means_and_spreads_the_ceiling_and_what_is_short_of_the_go
     lines = [*base, _line(0.5), _line(0.7, seed=2), _line(0.9, following=0.94, steps=200), _line(0.9, steps=400)]
     rows = quality.table([*lines, _line(1.0, look="CHALQ")]).splitlines()[2:]
     assert rows[0] == "| style | defaults | 100 | 1.00 | 0.50 | 1.00 | 0.50 | 0.00 |  | 1 |"
-    assert rows[1].startswith("| subject | base | – | 0.10 ± 0.00 (judge's ceiling 0.90) |")
+    assert rows[1].startswith("| subject | base | – | 0.10 ± 0.00 (judge's ceiling 0.90; a name that it knows 0.80) |")
     assert rows[2].startswith("| subject | defaults | 100 | 0.60 ± 0.14 |")
     assert [row.split(" | ")[-2] for row in rows[2:]] == ["fidelity", "following", "nothing"]
     assert quality.steps_to_goal(lines).splitlines()[2:] == ["| subject | defaults | 400 |"]
