@@ -16,8 +16,9 @@ from lora.encode import Example, Text, stack
 from lora.prior import Prior
 
 FLUX_WIDTH = 3072
-LEARNING_RATES = {"subject": 4e-4, "style": 4e-4}
-"""At FLUX.1-dev's width, for rank 16 and AdamW; 4e-4 is what ostris/flux-dev-lora-trainer uses on Replicate."""
+LEARNING_RATES = {"subject": 4e-4, "style": 8e-4}
+"""At FLUX.1-dev's width, for rank 16 and AdamW; 4e-4 is what ostris/flux-dev-lora-trainer uses on Replicate. Twice that
+for a style is what the lab showed on the toy base (bench/NOTES.md)."""
 TIMESTEP_MEANS = {"subject": 0.0, "style": 2.5}
 """Of the logit-normal. A style shows in layout, ground and colours, which much noise decides: near what
 arXiv:2411.14793 found for styles on FLUX.1-dev (3.0), and what the lab showed on the toy base (bench/NOTES.md)."""
@@ -49,7 +50,7 @@ class Settings:
     ema_decay: float = 0.0
     """Share of itself that the running mean of the weights keeps at each step; the training ends with that mean in
     their place. 0: no mean, the last weights."""
-    prior_kinds: tuple[str, ...] = prior.KINDS
+    prior_kinds: tuple[str, ...] = prior.KINDS["subject"]
     """What is asked of the base for its own draws, in turn; see `prior.prompts`."""
     prior_prompts: int = 96
     """How many drawings of the base's own there are."""

@@ -355,6 +355,7 @@ def _settings(request: TrainRequest, flux: Base, log: Log) -> Settings:
         prior_loss_weight=request.prior_loss_weight,
         seed=seed,
         timestep_mean=mean,
+        prior_kinds=prior.KINDS[request.lora_type],
     )
 
 

@@ -21,8 +21,10 @@ from torch import Tensor
 from lora import flow
 from lora.encode import Text, stack
 
-KINDS = ("things", "made-up words", "captions")
-"""What is asked of the base; `prompts` says what each means, and of one kind more."""
+KINDS = {"subject": ("things", "made-up words", "captions"), "style": ("captions",)}
+"""What is asked of the base, by `lora_type`; `prompts` says what each means, and of one kind more. A style is held to
+what the user's captions are with another word, in which the trigger word alone can tell: held to other contents too, it
+showed less with contents that its pictures lack (bench/NOTES.md)."""
 
 _THINGS = (
     *("circle", "square", "triangle", "star", "heart", "diamond", "ring", "moon", "house", "tree", "flower", "fish"),
@@ -52,9 +54,7 @@ class Prior:
     """(S, 4C), the base's prediction there."""
 
 
-def prompts(
-    captions: Sequence[str], trigger_word: str, count: int, seed: int, kinds: Sequence[str] = KINDS
-) -> list[str]:
+def prompts(captions: Sequence[str], trigger_word: str, count: int, seed: int, kinds: Sequence[str]) -> list[str]:
     """`count` prompts without the trigger word, of each kind in turn.
 
     "things" asks for ordinary things; "made-up words" for a made-up word in a thing's place or a style's; "captions"

@@ -11,13 +11,13 @@ from lora.encode import Text, stack
 
 def test_no_prompt_has_the_trigger_word_and_the_users_captions_come_back_with_another() -> None:
     captions = ["a TOK on a sofa", "tok. sleeping (TOK!)"]
-    prompts = prior.prompts(captions, "TOK", 90, seed=1)
+    prompts = prior.prompts(captions, "TOK", 90, 1, prior.KINDS["subject"])
     assert len(prompts) == 90
     assert not [prompt for prompt in prompts if "tok" in prompt.casefold()]
     assert any(prompt.endswith("on a sofa") for prompt in prompts)
     assert any("in the style of" in prompt for prompt in prompts)
-    assert prompts == prior.prompts(captions, "TOK", 90, seed=1)
-    assert prompts != prior.prompts(captions, "TOK", 90, seed=2)
+    assert prompts == prior.prompts(captions, "TOK", 90, 1, prior.KINDS["subject"])
+    assert prompts != prior.prompts(captions, "TOK", 90, 2, prior.KINDS["subject"])
 
 
 def test_each_kind_of_prompt_is_what_it_says() -> None:
@@ -29,12 +29,12 @@ def test_each_kind_of_prompt_is_what_it_says() -> None:
     assert all(set(prompt.split()) <= known for prompt in asked("things") + asked("captions of things"))
     assert all(set(prompt.split()) - known for prompt in asked("made-up words") + asked("captions"))
     assert all(prompt.endswith(" on a sofa") for prompt in asked("captions") + asked("captions of things"))
-    assert asked(*prior.KINDS) == prior.prompts(["a TOK on a sofa"], "TOK", 40, seed=1)
+    assert {kind for kinds in prior.KINDS.values() for kind in kinds} <= {"things", "made-up words", "captions"}
 
 
 def test_a_trigger_word_of_signs_is_replaced_as_it_stands() -> None:
     for word in (r"\1", "a+b", "[x]", "(", "猫"):
-        prompts = prior.prompts([f"{word} in the sun"], word, 30, seed=0)
+        prompts = prior.prompts([f"{word} in the sun"], word, 30, 0, prior.KINDS["subject"])
         assert not [prompt for prompt in prompts if word in prompt]
         assert [prompt for prompt in prompts if prompt.endswith(" in the sun")]
 
