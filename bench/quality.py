@@ -43,7 +43,7 @@ import transformers
 from diffusers import FluxPipeline
 from PIL import Image
 
-from lora import adapter, base, fit, generate, job, source, weights
+from lora import adapter, base, fit, generate, job, prior, source, weights
 from lora.base import Base
 from lora.generate import Lora
 from lora.request import TrainRequest
@@ -65,6 +65,8 @@ class Recipe:
     """Inputs of `train` other than its defaults. A learning rate is for FLUX.1-dev's width, as its source gives it."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `lora.fit.Settings` other than those decided from the inputs."""
+    rate: float = 1.0
+    """Times the learning rate that suits the type, where the inputs name none."""
     gaussian_start: bool = False
     """A LoRA whose A is normal with a standard deviation of 1 / rank, peft's `init_lora_weights="gaussian"`."""
     short_captions: bool = False
@@ -106,6 +108,9 @@ RECIPES = {
     "three times the preservation": Recipe(inputs={"prior_loss_weight": 3.0}),
     "preservation every step": Recipe(settings={"prior_every": 1}),
     "preservation of a third of the drawings": Recipe(settings={"prior_prompts": 32}),
+    # What a subject and what a style are held to by default, for the other type.
+    "held to all kinds": Recipe(settings={"prior_kinds": prior.KINDS["subject"]}),
+    "held to captions": Recipe(settings={"prior_kinds": prior.KINDS["style"]}),
     # No other made-up words: ordinary things alone, and as prior preservation with a class noun has it.
     "preserving things": Recipe(settings={"prior_kinds": ("things",)}),
     "preserving captions of things": Recipe(settings={"prior_kinds": ("things", "captions of things")}),
@@ -119,8 +124,8 @@ RECIPES = {
     "dropout 0.1": Recipe(inputs={"caption_dropout_rate": 0.1}),
     "running mean": Recipe(settings={"ema_decay": 0.99}),
     "constant rate": Recipe(settings={"constant_rate": True}),
-    "half the rate": Recipe(inputs={"learning_rate": 2e-4}),
-    "twice the rate": Recipe(inputs={"learning_rate": 8e-4}),
+    "half the rate": Recipe(rate=0.5),
+    "twice the rate": Recipe(rate=2.0),
     "batch 4": Recipe(inputs={"batch_size": 4}),
     "rank 4": Recipe(inputs={"lora_rank": 4}),
     "short captions": Recipe(short_captions=True),
@@ -165,8 +170,8 @@ def request_for(cell: Cell, archive: Path, width: int) -> TrainRequest:
         "preview_prompts": "a red circle",
     }
     values |= RECIPES[cell.recipe].inputs
-    if values["learning_rate"] is not None:
-        values["learning_rate"] = fit.at_width(values["learning_rate"], width)
+    rate = values["learning_rate"] or fit.LEARNING_RATES[cell.kind] * RECIPES[cell.recipe].rate
+    values["learning_rate"] = fit.at_width(rate, width)
     return TrainRequest(**values)
 
 

@@ -11,7 +11,7 @@ from peft import LoraConfig
 
 from bench import quality
 from bench.quality import LOOKS, Cell
-from lora import weights
+from lora import fit, weights
 from lora.base import Base
 from toyflux import judge, world
 from toyflux.world import Creature
@@ -31,7 +31,7 @@ def _line(fidelity: float, following: float = 1.0, **changes: Any) -> dict[str, 
 
 def test_the_defaults_are_those_of_train_and_a_recipe_changes_only_what_it_names(tmp_path: Path) -> None:
     ours = quality.request_for(_cell(), tmp_path / "a.zip", 3072)
-    assert (ours.lora_rank, ours.batch_size, ours.learning_rate, ours.prior_loss_weight) == (16, 1, None, 1.0)
+    assert (ours.lora_rank, ours.batch_size, ours.learning_rate, ours.prior_loss_weight) == (16, 1, 4e-4, 1.0)
     assert (ours.training_steps, ours.seed, ours.lora_type, ours.autocaption) == (100, 1, "subject", False)
     theirs = quality.request_for(_cell(recipe="diffusers", look="CHALQ"), tmp_path / "a.zip", 3072)
     assert (theirs.lora_rank, theirs.batch_size, theirs.learning_rate) == (4, 4, 1e-4)
@@ -41,6 +41,9 @@ def test_the_defaults_are_those_of_train_and_a_recipe_changes_only_what_it_names
 def test_a_rate_is_brought_to_the_width_of_the_base(tmp_path: Path) -> None:
     narrow = quality.request_for(_cell(recipe="ostris"), tmp_path / "a.zip", 3072 // 16)
     assert narrow.learning_rate == pytest.approx(8 * 4e-4)
+    twice = quality.request_for(_cell(recipe="twice the rate", look="CHALQ"), tmp_path / "a.zip", 3072 // 16)
+    ours, _ = fit.default_learning_rate("style", 3072 // 16)
+    assert twice.learning_rate == pytest.approx(2 * ours)
 
 
 @pytest.mark.parametrize("recipe", quality.RECIPES)
