@@ -1,0 +1,82 @@
+"""How the toy base is made: the parts of the build that are not hours of work."""
+
+import contextlib
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from toyflux import build, world
+from toyflux.build import Machine
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(rank=0, workers=1, device="cpu", work=tmp_path)
+
+
+def _pictures(count: int, seed: int) -> Tensor:
+    rng = random.Random(seed)
+    return build.to_tensor([world.draw(world.training_scene(rng), rng.getrandbits(32)) for _ in range(count)])
+
+
+def test_the_principal_components_of_the_world_are_of_size_one_and_tell_squares_apart() -> None:
+    components = build.principal_components("cpu")
+    z = components(_pictures(200, 5))
+    assert z.shape == (200, 16, 12, 12)
+    rows = z.movedim(1, -1).flatten(0, 2)
+    assert rows.mean(0).abs().max() < 0.2
+    assert ((rows.std(0) - 1).abs() < 0.3).all()
+    alike = torch.corrcoef(rows.T) - torch.eye(16)
+    assert alike.abs().max() < 0.25
+
+
+def test_the_autoencoder_begins_with_its_halves_apart_and_learns(machine: Machine) -> None:
+    """A hundred steps are too few to see a picture by, and enough to see that it is on the way."""
+    lines: list[str] = []
+    vae = build.train_vae(machine, 100, 2, lines.append)
+    losses = [float(line.split(" loss ")[1].split()[0]) for line in lines if " loss " in line]
+    assert losses[-1] < 0.8 * losses[0]
+    assert vae.config.scaling_factor > 0
+    pictures = _pictures(4, 6)
+    with torch.no_grad():
+        z = vae.encode(pictures).latent_dist.mode()
+        assert z.shape == (4, 16, 12, 12)
+        assert vae.decode(z).sample.shape == pictures.shape
+
+
+def test_a_stage_that_is_done_is_not_done_again_and_one_that_was_stopped_goes_on(machine: Machine) -> None:
+    """Stopped after its checkpoint of step 200, and whole: the same weights, bit for bit."""
+
+    def run(name: str, stop: int | None = None) -> tuple[nn.Linear, int]:
+        torch.manual_seed(0)
+        module = nn.Linear(3, 2)
+        done = 0
+
+        def loss_of(step: int, rng: random.Random) -> Tensor:
+            nonlocal done
+            if step == stop:
+                raise KeyboardInterrupt
+            done += 1
+            x = torch.tensor([[rng.random() for _ in range(3)]])
+            return (module(x) - x[:, :2] + torch.randn(1, 2) / 10).square().mean()
+
+        with contextlib.suppress(KeyboardInterrupt):
+            build.fit(
+                name, machine, module, loss_of, steps=230, lr=1e-2, matrices=[module.weight], log=lambda line: None
+            )
+        return module, done
+
+    whole, done = run("stage")
+    assert done == 230
+    again, done = run("stage")
+    assert done == 0
+    assert torch.equal(again.weight, whole.weight)
+    (machine.work / "stage.pt").unlink()
+    assert run("stage", stop=215)[1] == 215
+    rest, done = run("stage")
+    assert done == 30
+    assert torch.equal(rest.weight, whole.weight)
+    assert torch.equal(rest.bias, whole.bias)
