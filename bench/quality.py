@@ -107,7 +107,8 @@ RECIPES = {
     "a third of the preservation": Recipe(inputs={"prior_loss_weight": 0.3}),
     "three times the preservation": Recipe(inputs={"prior_loss_weight": 3.0}),
     "preservation every step": Recipe(settings={"prior_every": 1}),
-    "preservation of a third of the drawings": Recipe(settings={"prior_prompts": 32}),
+    "32 drawings": Recipe(settings={"prior_prompts": 32}),
+    "96 drawings": Recipe(settings={"prior_prompts": 96}),
     # What a subject and what a style are held to by default, for the other type.
     "held to all kinds": Recipe(settings={"prior_kinds": prior.KINDS["subject"]}),
     "held to captions": Recipe(settings={"prior_kinds": prior.KINDS["style"]}),

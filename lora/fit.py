@@ -52,7 +52,7 @@ class Settings:
     their place. 0: no mean, the last weights."""
     prior_kinds: tuple[str, ...] = prior.KINDS["subject"]
     """What is asked of the base for its own draws, in turn; see `prior.prompts`."""
-    prior_prompts: int = 96
+    prior_prompts: int = prior.DRAWINGS["subject"]
     """How many drawings of the base's own there are."""
     prior_every: int = 3
     """Every how many steps the base's own draws are looked at; they weigh as many times as much then."""

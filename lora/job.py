@@ -356,6 +356,7 @@ def _settings(request: TrainRequest, flux: Base, log: Log) -> Settings:
         seed=seed,
         timestep_mean=mean,
         prior_kinds=prior.KINDS[request.lora_type],
+        prior_prompts=prior.DRAWINGS[request.lora_type],
     )
 
 
