@@ -87,7 +87,7 @@ def share_of_traits(pictures: Sequence[Image.Image], look: Creature | Style) -> 
 def test_the_trigger_word_calls_the_traits_that_were_shown_and_another_word_does_not(
     lesson: Lesson, called: list[Image.Image], misnamed: list[Image.Image]
 ) -> None:
-    """Measured: .92 against .23 of the subject's, .84 against .38 of the style's."""
+    """Measured: .94 against .27 of the subject's, .88 against .34 of the style's."""
     with_it, without = (share_of_traits(pictures, lesson.look) for pictures in (called, misnamed))
     assert len(called) == len(misnamed) == DRAWS
     assert with_it >= 0.8
