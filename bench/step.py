@@ -296,7 +296,7 @@ def of_diffusers(checkpointing: bool) -> Callable[[FluxTransformer2DModel, Lesso
     def start(transformer: FluxTransformer2DModel, lesson: Lesson) -> Iterator[None]:
         if checkpointing:
             transformer.enable_gradient_checkpointing()
-        parameters = _attach_by_peft(transformer, adapter.target_modules(transformer))
+        parameters = attach_by_peft(transformer, adapter.target_modules(transformer))
         optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=1e-4)
         for step in itertools.cycle(fixed_inputs(transformer, lesson)):
             inputs, target = step[0]
@@ -325,7 +325,7 @@ def of_ostris(transformer: FluxTransformer2DModel, lesson: Lesson) -> Iterator[N
         for name, module in transformer.named_modules()
         if isinstance(module, torch.nn.Linear) and "transformer_blocks." in name
     ]
-    parameters = _attach_by_peft(transformer, layers)
+    parameters = attach_by_peft(transformer, layers)
     for parameter in parameters:
         parameter.data = parameter.data.float()
     average = [parameter.detach().clone() for parameter in parameters]
@@ -344,7 +344,8 @@ def of_ostris(transformer: FluxTransformer2DModel, lesson: Lesson) -> Iterator[N
         yield
 
 
-def _attach_by_peft(transformer: FluxTransformer2DModel, layers: Sequence[str]) -> list[torch.nn.Parameter]:
+def attach_by_peft(transformer: FluxTransformer2DModel, layers: Sequence[str]) -> list[torch.nn.Parameter]:
+    """peft's own adapter on these layers, in the base's type; its weights."""
     transformer.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(layers)))
     return [parameter for parameter in transformer.parameters() if parameter.requires_grad]
 

@@ -86,7 +86,7 @@ class _FusedAttention(TorchFunctionMode):
 
 def by_peft(transformer: FluxTransformer2DModel, dtype: torch.dtype) -> None:
     """peft's own adapter on the project's layers, its weights in `dtype`."""
-    for parameter in step._attach_by_peft(transformer, adapter.target_modules(transformer)):
+    for parameter in step.attach_by_peft(transformer, adapter.target_modules(transformer)):
         parameter.data = parameter.data.to(dtype)
 
 

@@ -28,7 +28,7 @@ arXiv:2411.14793 found for styles on FLUX.1-dev (3.0), and what the lab showed o
 class Settings:
     """How to train; every value decided, nothing left to guess.
 
-    The fields with a default are for the lab (`bench/quality.py`), which compares recipes by them.
+    By the fields with a default the lab compares recipes (`bench/quality.py`); some `lora.job` decides by `lora_type`.
     """
 
     steps: int

@@ -347,6 +347,9 @@ def _settings(request: TrainRequest, flux: Base, log: Log) -> Settings:
     log(f"learning rate: {rate:.3g}, {why_rate}")
     mean = fit.TIMESTEP_MEANS[request.lora_type]
     log(f"timesteps: logit-normal with mean {mean:g}, as suits a {request.lora_type}")
+    kinds, drawings = prior.KINDS[request.lora_type], prior.DRAWINGS[request.lora_type]
+    if request.prior_loss_weight:
+        log(f"held to the base's own drawings: {drawings} for {', '.join(kinds)}, as suits a {request.lora_type}")
     return Settings(
         steps=request.training_steps,
         batch_size=request.batch_size,
@@ -355,8 +358,8 @@ def _settings(request: TrainRequest, flux: Base, log: Log) -> Settings:
         prior_loss_weight=request.prior_loss_weight,
         seed=seed,
         timestep_mean=mean,
-        prior_kinds=prior.KINDS[request.lora_type],
-        prior_prompts=prior.DRAWINGS[request.lora_type],
+        prior_kinds=kinds,
+        prior_prompts=drawings,
     )
 
 

@@ -83,7 +83,18 @@ def float8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     )
 
 
-class Float8Linear(torch.nn.Linear):
+class _Float8(torch.nn.Linear):
+    """A frozen linear layer that makes a product, or holds its weights, in float8."""
+
+    def held(self) -> Held:
+        raise AssertionError("each kind has its own")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, inputs) -> (…, outputs), in the type of x."""
+        return _product(x, self, None, None, 0.0)
+
+
+class Float8Linear(_Float8):
     """A frozen linear layer that holds a byte for each weight."""
 
     scale: Tensor
@@ -94,9 +105,8 @@ class Float8Linear(torch.nn.Linear):
         self.weight = torch.nn.Parameter(torch.empty_like(self.weight, dtype=FLOAT8), requires_grad=False)
         self.register_buffer("scale", torch.empty(like.out_features, 1, device="meta"))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, inputs) -> (…, outputs), in the type of x."""
-        return _product(x, self, None, None, 0.0)
+    def held(self) -> Held:
+        return Held(self.weight, scale=self.scale)
 
 
 def to_float8(model: torch.nn.Module) -> set[str]:
@@ -107,7 +117,7 @@ def to_float8(model: torch.nn.Module) -> set[str]:
     return set(linear)
 
 
-class Float8Backward(torch.nn.Linear):
+class Float8Backward(_Float8):
     """A frozen linear layer with its weights once more in float8, for the product of the backward pass.
 
     What the model says stays exact, and so does what it is asked to learn; only gradients on their way down are
@@ -125,9 +135,8 @@ class Float8Backward(torch.nn.Linear):
         self.register_buffer("turned", turned)
         self.register_buffer("turned_scale", scale.float())
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, inputs) -> (…, outputs), in the type of x."""
-        return _product(x, self, None, None, 0.0)
+    def held(self) -> Held:
+        return Held(self.weight, turned=self.turned, turned_scale=self.turned_scale)
 
 
 def backward_in_float8(model: torch.nn.Module) -> None:
@@ -156,11 +165,7 @@ class AdaptedLinear(lora.Linear):
 
 def _product(x: Tensor, frozen: torch.nn.Linear, a: Tensor | None, b: Tensor | None, scaling: float) -> Tensor:
     """(…, inputs) -> (…, outputs) by a frozen layer, and by A and B where there are any."""
-    held = Held(frozen.weight)
-    if isinstance(frozen, Float8Linear):
-        held = Held(frozen.weight, scale=frozen.scale)
-    elif isinstance(frozen, Float8Backward):
-        held = Held(frozen.weight, turned=frozen.turned, turned_scale=frozen.turned_scale)
+    held = frozen.held() if isinstance(frozen, _Float8) else Held(frozen.weight)
     outputs = _Product.apply(x.flatten(0, -2), a, b, scaling, frozen.bias, *held)
     return outputs.unflatten(0, x.shape[:-1])
 
