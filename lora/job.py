@@ -2,14 +2,12 @@
 
 import contextlib
 import dataclasses
-import functools
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import diffusers
-import torch
 import transformers
 from diffusers import FluxTransformer2DModel
 from PIL import Image
@@ -24,10 +22,9 @@ from lora import (
     disk,
     encode,
     fit,
-    generate,
-    graphs,
     hardware,
     hub,
+    learn,
     photos,
     prior,
     record,
@@ -39,20 +36,18 @@ from lora import (
     weights,
 )
 from lora.base import Base
-from lora.encode import Example, Text
 from lora.fit import Settings
 from lora.hardware import Plan
+from lora.learn import Material
 from lora.names import Pair
 from lora.photos import Photo
-from lora.report import Curve, Lesson, Preview
+from lora.report import Lesson
 from lora.request import NO_SECRETS, Secrets, TrainRequest, parse_prompts, parse_resolution
-from lora.watch import WARNING, Audience, Log, Metric, Remembering, Stages, Watch, follow
+from lora.watch import WARNING, Audience, Log, Metric, Remembering, Stages
 from lora.weights import Weights
 
 WEIGHTS_MEMBER = "output/flux_train_replicate/lora.safetensors"
 """Where every reader of such a tar looks, and the only safetensors that it may hold."""
-PREVIEW_SIDE = 768
-"""Pixels: as much as a preview shows, in half the time of 1024."""
 
 
 def run(
@@ -138,43 +133,28 @@ def run(
                 log(f"{WARNING}the base reads {flux.t5_tokens} tokens, so the end is lost of: {prompt}")
         members = {WEIGHTS_MEMBER: work / "lora.safetensors"}
 
-        def save(transformer: FluxTransformer2DModel) -> None:
+        def save(transformer: FluxTransformer2DModel, plan: Plan, settings: Settings) -> None:
+            decided.update(plan=plan.reason, batch_size=settings.batch_size)
             adapter.save(transformer, members[WEIGHTS_MEMBER], record.header(request, decided, spoken))
 
         material = Material(
             modules=modules,
+            rank=request.lora_rank,
             resolutions=resolutions,
             learned=learned,
             unseen=unseen,
             texts=texts,
             asked=asked,
+            preview_every=request.preview_every,
             apart=apart,
             start=start,
         )
-        told = Audience(log=log, metric=metric, tracked=tracked)
-        attempts = 0
-        while True:
-            try:
-                previews, curve = _learn(material, request, flux, plan, settings, save, stage, told)
-                break
-            except torch.OutOfMemoryError as error:
-                attempts += 1
-                safer = hardware.safer(plan)
-                if attempts == 2 or safer is None:
-                    raise ValueError(
-                        f"the GPU's memory ran out ({plan.reason}; batch_size {settings.batch_size}, resolution"
-                        f" {','.join(map(str, resolutions))}): set a lower resolution, batch_size or lora_rank, or take"
-                        " a GPU with more memory"
-                    ) from error
-            # Behind the except, whose traceback holds the failed attempt's tensors.
-            plan = safer
-            settings = dataclasses.replace(settings, batch_size=plan.batch_size)
-            decided |= {"plan": plan.reason, "batch_size": plan.batch_size}
-            log(f"{WARNING}the GPU's memory ran out; once more from the start of the training: {plan.reason}")
+        told = Audience(log=log, metric=metric, stage=stage, tracked=tracked)
+        previews, curve = learn.learn(material, flux, plan, settings, save, told)
         with stage("packing"):
             lessons = [
-                Lesson(name=name, caption=told.text, source=told.source, note=told.note, thumbnail=thumbnails[name])
-                for name, told in captions.items()
+                Lesson(name=name, caption=own.text, source=own.source, note=own.note, thumbnail=thumbnails[name])
+                for name, own in captions.items()
             ]
             members |= _captions_files(work / "captions", captions)
             members["request.json"] = work / "request.json"
@@ -193,71 +173,6 @@ def run(
     for name, seconds in stage.seconds.items():
         metric(f"seconds_{name.replace(' ', '_')}", seconds)
     return tar
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Material:
-    """What is trained, and on what, encoded once: it stays as it is when the training has to begin again."""
-
-    modules: Sequence[str]
-    resolutions: Sequence[int]
-    learned: Sequence[Example]
-    unseen: Sequence[Example]
-    """Of the picture that is held out."""
-    texts: Mapping[str, Text]
-    asked: Sequence[str]
-    """The previews' prompts."""
-    apart: Sequence[str]
-    """Prompts for what the base draws by itself."""
-    start: Mapping[str, Pair] | None
-    """The LoRA to go on from."""
-
-
-def _learn(
-    material: Material,
-    request: TrainRequest,
-    flux: Base,
-    plan: Plan,
-    settings: Settings,
-    save: Callable[[FluxTransformer2DModel], None],
-    stage: Stages,
-    told: Audience,
-) -> tuple[list[Preview], Curve]:
-    """From the bare transformer to the saved weights; the previews and the curve."""
-    texts, asked = material.texts, material.asked
-    with contextlib.ExitStack() as lent:
-        with stage("loading the transformer"):
-            transformer = lent.enter_context(flux.transformer(plan))
-            if plan.checkpointing:
-                transformer.enable_gradient_checkpointing()
-        with stage("drawing what the base draws"):
-            size = _square(min(material.resolutions))
-            priors = prior.draw(
-                transformer, texts, material.apart, size, flux.scheduler, settings.seed, settings.guidance
-            )
-        side = min(max(material.resolutions), PREVIEW_SIDE)
-        sketch = _sketcher(flux, plan, transformer, texts, asked, (side, side), settings.seed)
-        with stage("training"):
-            parameters = adapter.attach(transformer, request.lora_rank, settings.seed, material.modules, material.start)
-            told.log(f"{sum(p.numel() for p in parameters):,} weights to train, on {len(material.learned)} examples")
-            if plan.compiled:
-                tokens = {*(len(example.mean) for example in material.learned), *(len(drawn.noisy) for drawn in priors)}
-                lent.enter_context(graphs.compiled(transformer, len(tokens)))
-            reports = fit.fit(transformer, parameters, material.learned, priors, texts, settings)
-            looked_at = validation.smallest(material.unseen or material.learned)
-            check = functools.partial(validation.loss, transformer, looked_at, texts, settings.seed)
-            turn = validation.Turn(parameters) if material.unseen else None
-            watch = Watch(settings.steps, check, turn, sketch, asked, request.preview_every, told)
-            curve = watch.curve(follow(reports, settings.steps, watch, told))
-            adapter.round_off(parameters)
-        with stage("previews"):
-            drawn = {**watch.drawn, watch.best or len(curve.losses): sketch()}
-            told.tracked.pictures(asked, len(curve.losses), list(drawn.values())[-1])
-            transformer.disable_adapters()
-            previews = report.pair_up(asked, sketch(), drawn)
-            transformer.enable_adapters()
-        save(transformer)
-    return previews, curve
 
 
 def _modules(request: TrainRequest, skeleton: FluxTransformer2DModel, log: Log) -> list[str]:
@@ -406,11 +321,6 @@ def _pictures(
             yield photo.name, captions[photo.name].text, picture
 
 
-def _square(side: int) -> tuple[int, int]:
-    """Pixels to latent cells, eight pixels each."""
-    return side // 8, side // 8
-
-
 def _preview_prompts(request: TrainRequest, flux: Base, rules: Rules) -> list[str]:
     own = parse_prompts(request.preview_prompts, request.trigger_word)
     return report.preview_prompts(request.trigger_word, request.lora_type, rules.class_noun, flux.native, own)
@@ -430,28 +340,6 @@ def _hold_out(request: TrainRequest, found: Sequence[Photo], seed: int, log: Log
     else:
         log(f"{name}: kept out of the training, to see when it turns")
     return name
-
-
-def _sketcher(
-    flux: Base,
-    plan: Plan,
-    transformer: FluxTransformer2DModel,
-    texts: Mapping[str, Text],
-    asked: Sequence[str],
-    size: tuple[int, int],
-    seed: int,
-) -> Callable[[], list[Image.Image]]:
-    """A function that draws a picture for each prompt with the transformer as it is then, always from the same noise.
-
-    The autoencoder is on the device only while it draws.
-    """
-
-    def sketch() -> list[Image.Image]:
-        with flux.vae(plan) as vae:
-            pipeline = generate.pipeline_of(transformer, vae, flux.scheduler)
-            return [generate.draw(pipeline, texts[prompt], size, seed + i) for i, prompt in enumerate(asked)]
-
-    return sketch
 
 
 def _captions_files(folder: Path, captions: Mapping[str, Caption]) -> dict[str, Path]:

@@ -55,10 +55,11 @@ class Stages:
 
 @dataclass(frozen=True, kw_only=True)
 class Audience:
-    """Everybody who is told how a training goes: the log, Replicate's metrics, Weights & Biases."""
+    """All who are told how a training goes: the log, Replicate's metrics, the stages' seconds, Weights & Biases."""
 
     log: Log
     metric: Metric
+    stage: Stages
     tracked: Tracker
 
 

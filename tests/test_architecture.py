@@ -34,6 +34,10 @@ LORA = {
     "survey": {"buckets"},
     "validation": {"encode", "flow"},
     "watch": {"fit", "report", "tracker", "validation"},
+    "learn": {
+        *("adapter", "base", "encode", "fit", "generate", "graphs", "hardware", "names", "prior", "report"),
+        *("validation", "watch"),
+    },
     "source": {"disk", "wait", "weights"},
     "resume": {"adapter", "record", "request", "source", "weights"},
     "hub": {"report", "request", "wait"},

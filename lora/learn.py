@@ -1,0 +1,140 @@
+"""The training itself: from the bare transformer to the saved weights, the previews and the curve."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from diffusers import FluxTransformer2DModel
+from PIL import Image
+
+from lora import adapter, fit, generate, graphs, hardware, prior, report, validation
+from lora.base import Base
+from lora.encode import Example, Text
+from lora.fit import Settings
+from lora.hardware import Plan
+from lora.names import Pair
+from lora.report import Curve, Preview
+from lora.watch import WARNING, Audience, Watch, follow
+
+PREVIEW_SIDE = 768
+"""Pixels: as much as a preview shows, in half the time of 1024."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Material:
+    """What is trained, and on what, encoded once: it stays as it is when the training has to begin again."""
+
+    modules: Sequence[str]
+    rank: int
+    resolutions: Sequence[int]
+    learned: Sequence[Example]
+    unseen: Sequence[Example]
+    """Of the picture that is held out."""
+    texts: Mapping[str, Text]
+    asked: Sequence[str]
+    """The previews' prompts."""
+    preview_every: int
+    """Steps; 0: previews at the end alone."""
+    apart: Sequence[str]
+    """Prompts for what the base draws by itself."""
+    start: Mapping[str, Pair] | None
+    """The LoRA to go on from."""
+
+
+def learn(
+    material: Material,
+    flux: Base,
+    plan: Plan,
+    settings: Settings,
+    save: Callable[[FluxTransformer2DModel, Plan, Settings], None],
+    told: Audience,
+) -> tuple[list[Preview], Curve]:
+    """Trains, and returns the previews and the curve; `save` is given the trained transformer, and how it was trained.
+
+    Where the GPU's memory runs out it begins again, once, with a safer plan. Raises ValueError where that is not
+    enough either, or the loss is no longer a number.
+    """
+    try:
+        return _attempt(material, flux, plan, settings, save, told)
+    except torch.OutOfMemoryError as error:
+        safer = hardware.safer(plan)
+        if safer is None:
+            raise _too_little_memory(material, plan, settings) from error
+    # Behind the except, whose traceback holds the failed attempt's tensors.
+    settings = dataclasses.replace(settings, batch_size=safer.batch_size)
+    told.log(f"{WARNING}the GPU's memory ran out; once more from the start of the training: {safer.reason}")
+    try:
+        return _attempt(material, flux, safer, settings, save, told)
+    except torch.OutOfMemoryError as error:
+        raise _too_little_memory(material, safer, settings) from error
+
+
+def _too_little_memory(material: Material, plan: Plan, settings: Settings) -> ValueError:
+    return ValueError(
+        f"the GPU's memory ran out ({plan.reason}; batch_size {settings.batch_size}, resolution"
+        f" {','.join(map(str, material.resolutions))}): set a lower resolution, batch_size or lora_rank, or take a GPU"
+        " with more memory"
+    )
+
+
+def _attempt(
+    material: Material,
+    flux: Base,
+    plan: Plan,
+    settings: Settings,
+    save: Callable[[FluxTransformer2DModel, Plan, Settings], None],
+    told: Audience,
+) -> tuple[list[Preview], Curve]:
+    texts, asked, stage = material.texts, material.asked, told.stage
+    with contextlib.ExitStack() as lent:
+        with stage("loading the transformer"):
+            transformer = lent.enter_context(flux.transformer(plan))
+            if plan.checkpointing:
+                transformer.enable_gradient_checkpointing()
+        with stage("drawing what the base draws"):
+            cells = min(material.resolutions) // 8
+            priors = prior.draw(
+                transformer, texts, material.apart, (cells, cells), flux.scheduler, settings.seed, settings.guidance
+            )
+        sketch = _sketcher(material, flux, plan, transformer, settings.seed)
+        with stage("training"):
+            parameters = adapter.attach(transformer, material.rank, settings.seed, material.modules, material.start)
+            told.log(f"{sum(p.numel() for p in parameters):,} weights to train, on {len(material.learned)} examples")
+            if plan.compiled:
+                tokens = {*(len(example.mean) for example in material.learned), *(len(drawn.noisy) for drawn in priors)}
+                lent.enter_context(graphs.compiled(transformer, len(tokens)))
+            reports = fit.fit(transformer, parameters, material.learned, priors, texts, settings)
+            looked_at = validation.smallest(material.unseen or material.learned)
+            check = functools.partial(validation.loss, transformer, looked_at, texts, settings.seed)
+            turn = validation.Turn(parameters) if material.unseen else None
+            watch = Watch(settings.steps, check, turn, sketch, asked, material.preview_every, told)
+            curve = watch.curve(follow(reports, settings.steps, watch, told))
+            adapter.round_off(parameters)
+        with stage("previews"):
+            drawn = {**watch.drawn, watch.best or len(curve.losses): sketch()}
+            told.tracked.pictures(asked, len(curve.losses), list(drawn.values())[-1])
+            transformer.disable_adapters()
+            previews = report.pair_up(asked, sketch(), drawn)
+            transformer.enable_adapters()
+        save(transformer, plan, settings)
+    return previews, curve
+
+
+def _sketcher(
+    material: Material, flux: Base, plan: Plan, transformer: FluxTransformer2DModel, seed: int
+) -> Callable[[], list[Image.Image]]:
+    """A function that draws a picture for each preview's prompt with the transformer as it is then, always from the
+    same noise. The autoencoder is on the device only while it draws."""
+    side = min(max(material.resolutions), PREVIEW_SIDE)
+
+    def sketch() -> list[Image.Image]:
+        with flux.vae(plan) as vae:
+            pipeline = generate.pipeline_of(transformer, vae, flux.scheduler)
+            return [
+                generate.draw(pipeline, material.texts[prompt], (side, side), seed + i)
+                for i, prompt in enumerate(material.asked)
+            ]
+
+    return sketch
