@@ -176,10 +176,16 @@ class Predictor(BasePredictor):
         loras = []
         for called, origin, scale in wanted:
             if origin not in self.files:
-                self.folders[origin] = FilePath(tempfile.mkdtemp(dir=self.folder.name))
-                self.files[origin] = source.fetch(origin, self.folders[origin], called)
+                folder = FilePath(tempfile.mkdtemp(dir=self.folder.name))
+                try:
+                    self.files[origin] = source.fetch(origin, folder, called)
+                except BaseException:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    raise
+                self.folders[origin] = folder
             loras.append(Lora(name=called, file=self.files[origin], scale=scale))
         if loras != self.loras:
+            self.loras = []  # it fails with none on
             generate.put_on(self.pipeline, loras, print)
             self.loras = loras
         for origin in set(self.files) - {self.trained, *(origin for _, origin, _ in wanted)}:

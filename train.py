@@ -21,7 +21,7 @@ class TrainingOutput(BaseModel):
 
 def train(
     input_images: Path = Input(
-        description="A zip, tar or tar.gz of the pictures to learn from: 10 to 20 are a good number. A caption in a text file of the same name (dog.jpg, dog.txt) is used as it is.",
+        description="A zip, tar or tar.gz of the pictures to learn from: 10 to 20 are a good number. A caption in a text file of the same name (dog.jpg, dog.txt) is used as it is; [trigger] in it stands for the trigger word, which is put in front where it is missing.",
     ),
     trigger_word: str = Input(
         default="TOK",
@@ -126,7 +126,7 @@ def train(
     ),
     hf_token: Optional[Secret] = Input(
         default=None,
-        description="A token of the Hugging Face Hub that may write to hf_repo_id.",
+        description="A token of the Hugging Face Hub: to fetch a gated base such as FLUX.1-dev where the container has none, to open a private resume_from, and to write to hf_repo_id.",
     ),
     hf_private: bool = Input(
         default=True,
@@ -163,7 +163,7 @@ def train(
         training_steps=int(training_steps),
         learning_rate=learning_rate,
         lora_rank=int(lora_rank),
-        resolution=resolution,
+        resolution=(resolution or "").strip() or None,
         batch_size=int(batch_size),
         caption_dropout_rate=caption_dropout_rate,
         prior_loss_weight=prior_loss_weight,
@@ -180,8 +180,8 @@ def train(
         wandb_entity=wandb_entity or None,
     )
     secrets = Secrets(
-        hf_token=hf_token.get_secret_value() if hf_token else None,
-        wandb_api_key=wandb_api_key.get_secret_value() if wandb_api_key else None,
+        hf_token=hf_token.get_secret_value().strip() or None if hf_token else None,
+        wandb_api_key=wandb_api_key.get_secret_value().strip() or None if wandb_api_key else None,
     )
     shutil.rmtree(_output_folder(), ignore_errors=True)
     try:

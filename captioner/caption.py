@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 import transformers
 from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, HTTPError
 from PIL import Image
 from safetensors import SafetensorError
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
@@ -270,7 +270,7 @@ def load(model: str, device: str, dtype: torch.dtype) -> Iterator[Captioner]:
     """
     try:
         captioner = _load(model, device, dtype)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (HTTPError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise RuntimeError(
             f"the captioning model {model} cannot be loaded: {str(error) or repr(error)}\n"
             "Set CAPTIONER to a folder or Hub id of a Qwen3-VL-Instruct model (Qwen/Qwen3-VL-4B-Instruct and "

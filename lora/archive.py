@@ -41,6 +41,7 @@ MAX_CAPTION_BYTES = 10_000
 """One caption file; `photos.py` enforces it."""
 
 _MAX_HEADER = 4 * 2**20  # a zip's whole directory, or one tar header: far more than MAX_FILES honest names need
+_HEADERS_EACH = 3  # of an entry in a tar: its own, and one each for a long name and further facts
 _CHUNK = 2**20
 _COMPONENT_BYTES = 200  # of one name on disk: file systems allow 255, and names made from it may be longer
 _FAULTS_SHOWN = 20
@@ -332,7 +333,8 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
         if kind == 0x7075 and extra[4:9] == b"\1" + struct.pack("<I", zlib.crc32(raw)):
             raw = extra[9 : 4 + length]
         extra = extra[4 + length :]
-    return _text(raw)
+    # In the old encodings of Japanese and Chinese Windows the byte of a backslash is the second half of many letters.
+    return _text(raw) if _is_utf8(raw) else _text(raw).replace("\\", "＼")
 
 
 def _zip_chunks(zipped: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
@@ -393,7 +395,11 @@ def _tar_entries(file: _Counted) -> Iterator[_Entry]:
     file.seek(0)
     stream = _TarStream(source, kind)
     name: str | None = None
+    headers = 0
     while any(header := stream.exactly(512)):
+        headers += 1
+        if headers > _HEADERS_EACH * MAX_ENTRIES:
+            raise ValueError(f"more than {MAX_ENTRIES:,} entries. Send only the pictures and captions.")
         try:
             info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
         except tarfile.TarError as error:
@@ -464,10 +470,15 @@ def _pax_path(record: bytes) -> str | None:
 
 
 def _text(name: bytes) -> str:
+    return name.decode("utf-8" if _is_utf8(name) else "cp437")
+
+
+def _is_utf8(name: bytes) -> bool:
     try:
-        return name.decode("utf-8")
+        name.decode("utf-8")
     except UnicodeDecodeError:
-        return name.decode("cp437")
+        return False
+    return True
 
 
 def _shown(name: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HFValidationError, HTTPError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
 
@@ -158,11 +158,11 @@ class Base:
             return FluxTransformer2DModel.from_config(_read_json(self.folder / "transformer" / "config.json"))
 
 
-def find(name: str | None, gpu: Gpu | None) -> Base:
+def find(name: str | None, gpu: Gpu | None, token: str | None = None) -> Base:
     """The base that `name` means: a folder, or an id on the Hugging Face Hub; FLUX.1-dev or the toy where it is None.
 
-    Raises ValueError that names FLUX_BASE where there is no such folder or id, where the Hub refuses, and where a file
-    is missing or cut short.
+    `token` opens a gated base on the Hub; without one HF_TOKEN does. Raises ValueError that names FLUX_BASE where there
+    is no such folder or id, where the Hub refuses, and where a file is missing or cut short.
     """
     if not name and gpu is None:
         reason = "no GPU and no FLUX_BASE: THIS IS THE TOY BASE, which draws simple little pictures, not photographs"
@@ -171,7 +171,7 @@ def find(name: str | None, gpu: Gpu | None) -> Base:
     if Path(name).is_dir():
         return _open(Path(name).resolve().name, Path(name), "the folder in FLUX_BASE")
     try:
-        folder = wait.interruptibly(lambda: snapshot_download(name, allow_patterns=list(FILES)))
+        folder = wait.interruptibly(lambda: snapshot_download(name, allow_patterns=list(FILES), token=token))
     except HFValidationError as error:
         raise ValueError(
             f"FLUX_BASE: {name!r} is neither a folder nor an id of the Hugging Face Hub; give a folder in diffusers'"
@@ -179,14 +179,15 @@ def find(name: str | None, gpu: Gpu | None) -> Base:
         ) from error
     except GatedRepoError as error:
         raise ValueError(
-            f"FLUX_BASE: {name} is gated: accept its licence on its page at the Hugging Face Hub, then set HF_TOKEN to"
-            " a token of that account"
+            f"FLUX_BASE: {name} is gated: accept its licence on its page at the Hugging Face Hub, then give a token of"
+            " that account as hf_token, or set HF_TOKEN to it"
         ) from error
     except RepositoryNotFoundError as error:
         raise ValueError(
-            f"FLUX_BASE: the Hugging Face Hub has no {name}, or HF_TOKEN may not read it; check both"
+            f"FLUX_BASE: the Hugging Face Hub has no {name}, or the token (hf_token, or else HF_TOKEN) may not read it;"
+            " check both"
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except (HTTPError, OSError) as error:
         raise ValueError(
             f"FLUX_BASE: {name} could not be downloaded ({type(error).__name__}: {error}); try again, or set FLUX_BASE"
             " to a folder that holds it"

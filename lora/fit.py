@@ -158,7 +158,8 @@ def fit(
     """Trains `parameters` in place, a StepReport a step.
 
     `texts` must hold every caption, the empty one, and every prior's prompt. The same arguments on the same machine
-    give the same weights, bit for bit on a CPU.
+    give the same weights, bit for bit on a CPU. Raises RuntimeError where the first step has no gradient, which an
+    error in a compiler can do (pytorch/pytorch#180642), for it would train nothing and say so nowhere.
     """
     rng = random.Random(settings.seed)
     device = parameters[0].device
@@ -193,7 +194,9 @@ def fit(
             drawn = rng.choices(priors, shares, k=settings.batch_size)
             kept = prior_loss(transformer, drawn, texts, settings.guidance)
             (settings.prior_loss_weight * settings.prior_every * kept).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        if step == 1 and norm == 0:
+            raise RuntimeError(f"no gradient reaches the LoRA: torch {torch.__version__} does not train this model")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if means:

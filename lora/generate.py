@@ -160,7 +160,8 @@ def draw(
             raise ValueError(
                 f"prompt_strength: at {strength:g} none of {steps} steps is left to draw; give {1 / steps:.2g} or more"
             )
-        pipeline = FluxImg2ImgPipeline.from_pipe(pipeline)
+        # Without a dtype it would turn the shared models into float32, for good (huggingface/diffusers#12754).
+        pipeline = FluxImg2ImgPipeline.from_pipe(pipeline, dtype=pipeline.transformer.dtype)
         pipeline.set_progress_bar_config(disable=True)
         asked |= {"image": start, "strength": strength}
     return pipeline(

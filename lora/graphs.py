@@ -27,7 +27,8 @@ def compiled(transformer: FluxTransformer2DModel, shapes: int, **options: object
     the two settings keeps what comes before the kernels too, which torch does by itself only for a model without a
     function of its own (`lora.layer`).
 
-    `options` go to `torch.compile`. Where a compiler fails the block runs as it is, and torch warns: slower, and right.
+    `options` go to `torch.compile`. Where a compiler fails in a block's forward pass the block runs as it is, and torch
+    warns: slower, and right. A failure in the backward pass ends the training.
     """
     with (
         torch._dynamo.config.patch(recompile_limit=MOST, suppress_errors=True),

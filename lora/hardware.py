@@ -13,6 +13,8 @@ BYTES_IN_FLOAT8 = (8_606_711_808 + 2 * (FLUX_DEV - 8_606_711_808)) / FLUX_DEV
 KEPT, RECOMPUTED = 29.3 * GIB, 2.6 * GIB
 """Activations that a picture of 1024 x 1024 (4608 tokens) leaves for the backward pass, in bf16 and not compiled:
 counted by saved tensors on FLUX.1-dev's shapes. Recomputed, the inputs of 57 blocks and what one of them needs."""
+TAKEN_OUT = 0.5 * GIB
+"""The weights of one block in bf16, which compiled float8 layers keep to the block's backward pass."""
 COUNTED_TOKENS = 4608
 ADAPTER = 18 * 65_372_160 / 16 / FLUX_DEV
 """Bytes for each parameter of the base and each rank: a float32 weight, its gradient and Adam's two means, and a bf16
@@ -74,6 +76,9 @@ def plan(
     have = f"{gpu.name} has {gpu.memory / GIB:.0f} GiB"
     for fitting, (quantised, checkpointing) in itertools.product(_halvings(batch_size), WAYS):
         activations = (RECOMPUTED if checkpointing else KEPT) * tokens / COUNTED_TOKENS * fitting
+        narrow = quantised and gpu.capability < CAPABILITY_TO_COMPILE_FLOAT8
+        compiled = steps >= STEPS_TO_COMPILE_FOR and not narrow
+        activations += TAKEN_OUT if quantised and compiled else 0
         needed = RESERVE + weights * ((BYTES_IN_FLOAT8 if quantised else 2) + ADAPTER * rank + activations / FLUX_DEV)
         if needed <= gpu.memory:
             break
@@ -83,8 +88,6 @@ def plan(
             " recomputed and batch_size 1; take a GPU with more memory (24 GB or more for FLUX.1-dev), or set a lower"
             " lora_rank or resolution"
         )
-    narrow = quantised and gpu.capability < CAPABILITY_TO_COMPILE_FLOAT8
-    compiled = steps >= STEPS_TO_COMPILE_FOR and not narrow
     reasons = [
         f"{have}, {needed / GIB:.0f} are needed with the base in {'float8' if quantised else 'bf16'}"
         f" and {'each block recomputed in the backward pass' if checkpointing else 'all activations kept'}",

@@ -59,7 +59,8 @@ class Held(NamedTuple):
         return float8_product(gradient, self.turned, self.turned_scale)
 
     def _taken_out(self) -> Tensor:
-        """The weights that products are made with, for this moment alone where they are held in float8."""
+        """The weights that products are made with. Where they are held in float8, eagerly for this moment alone; what a
+        compiler makes of it keeps them to the block's backward pass."""
         return self.weight if self.scale is None else self.weight.to(self.scale.dtype) * self.scale
 
 
@@ -195,6 +196,10 @@ class _Product(torch.autograd.Function):
         inner = F.linear(x, a)  # (M, rank)
         ctx.save_for_backward(x, inner, a, b, *held)
         ctx.scaling = scaling
+        # A compiler fuses the sum by itself, and torch 2.11's loses the gradient of a result that was made in place
+        # (pytorch/pytorch#180642).
+        if torch.compiler.is_compiling():
+            return torch.addmm(outputs, inner, b.T, alpha=scaling)
         return outputs.addmm_(inner, b.T, alpha=scaling)
 
     @staticmethod

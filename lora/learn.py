@@ -74,8 +74,8 @@ def learn(
 def _too_little_memory(material: Material, plan: Plan, settings: Settings) -> ValueError:
     return ValueError(
         f"the GPU's memory ran out ({plan.reason}; batch_size {settings.batch_size}, resolution"
-        f" {','.join(map(str, material.resolutions))}): set a lower resolution, batch_size or lora_rank, or take a GPU"
-        " with more memory"
+        f" {','.join(map(str, material.resolutions))}, {len(material.learned)} examples): set a lower resolution,"
+        " batch_size or lora_rank, send fewer pictures, or take a GPU with more memory"
     )
 
 
@@ -111,14 +111,14 @@ def _attempt(
             turn = validation.Turn(parameters) if material.unseen else None
             watch = Watch(settings.steps, check, turn, sketch, asked, material.preview_every, told)
             curve = watch.curve(follow(reports, settings.steps, watch, told))
+            del reports  # and with it the optimizer
             adapter.round_off(parameters)
+            save(transformer, plan, settings)
         with stage("previews"):
             drawn = {**watch.drawn, watch.best or len(curve.losses): sketch()}
             told.tracked.pictures(asked, len(curve.losses), list(drawn.values())[-1])
             transformer.disable_adapters()
             previews = report.pair_up(asked, sketch(), drawn)
-            transformer.enable_adapters()
-        save(transformer, plan, settings)
     return previews, curve
 
 

@@ -1,5 +1,6 @@
 """Files become photos: which are pictures, which `.txt` belongs to which, and what the captions say."""
 
+import codecs
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ def pair(folder: Path, files: Sequence[Path]) -> tuple[list[Photo], list[str]]:
 
     A caption lies in its picture's folder as `a.txt` or `a.jpg.txt` for `a.jpg`, in any case. Raises ValueError with
     all faults at once: unknown kinds of file, a caption for two pictures, two captions for one, a caption that is no
-    UTF-8 or longer than MAX_CAPTION_BYTES, no pictures at all.
+    Unicode or longer than MAX_CAPTION_BYTES, no pictures at all.
     """
     names = {file.relative_to(folder).as_posix(): file for file in files}
     pictures = sorted(name for name in names if _suffix(name) in PICTURE_SUFFIXES)
@@ -94,8 +95,9 @@ def _read_caption(name: str, path: Path) -> str:
         data = file.read(MAX_CAPTION_BYTES + 1)
     if len(data) > MAX_CAPTION_BYTES:
         raise ValueError(f"{name!r} is longer than {MAX_CAPTION_BYTES:,} bytes, too long for a caption: shorten it")
+    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as Windows' Notepad can save
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-16" if marked else "utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"{name!r} is not UTF-8 text: save it as UTF-8") from None
     if "\0" in text:

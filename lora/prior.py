@@ -62,10 +62,11 @@ def prompts(captions: Sequence[str], trigger_word: str, count: int, seed: int, k
 
     "things" asks for ordinary things; "made-up words" for a made-up word in a thing's place or a style's; "captions"
     are the user's own with a made-up word where the trigger word stood; "captions of things" have a thing's name there,
-    as prior preservation has the class noun (arXiv:2208.12242).
+    as prior preservation has the class noun (arXiv:2208.12242). Where an ordinary word is the trigger word, a made-up
+    one stands for it in all of them.
     """
     rng = random.Random(seed)
-    pattern = re.compile(re.escape(trigger_word), re.IGNORECASE)
+    pattern = whole_word(trigger_word)
     chosen = []
     for i in range(count):
         match kinds[i % len(kinds)]:
@@ -83,7 +84,19 @@ def prompts(captions: Sequence[str], trigger_word: str, count: int, seed: int, k
                 chosen.append(rng.choice(_THINGS).join(pattern.split(rng.choice(captions))))
             case kind:
                 raise AssertionError(f"no kind of prompt: {kind!r}")
-    return chosen
+    return [pattern.sub(lambda _: made_up_word(rng, trigger_word), prompt) for prompt in chosen]
+
+
+def whole_word(word: str) -> re.Pattern[str]:
+    """Finds the word in any case, where no further ASCII letter or digit makes another of it: "art", not "party"."""
+    before = "(?<![A-Za-z0-9_])" if re.match("[A-Za-z0-9_]", word[0]) else ""
+    behind = "(?![A-Za-z0-9_])" if re.match("[A-Za-z0-9_]", word[-1]) else ""
+    return re.compile(f"{before}{re.escape(word)}{behind}", re.IGNORECASE)
+
+
+def is_ordinary(word: str) -> bool:
+    """Whether the word is one of those that the base is asked for as ordinary things."""
+    return word.casefold() in {*_THINGS, *_COLOURS, "a", "an", "the", "on", "in", "of", "style", "background"}
 
 
 def _ordinary(rng: random.Random, thing: str | None = None) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lora.photos import Photo
-from lora.request import TrainRequest
+from lora.request import TrainRequest, without_secrets
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "pillow")
 
@@ -43,7 +43,8 @@ def request_json(
     """
     inputs = {**dataclasses.asdict(request), "input_images": request.input_images.suffix or "archive"}
     if request.resume_from:
-        inputs["resume_from"] = request.resume_from.split("?")[0]  # what follows in a URL may be a signature
+        origin = request.resume_from
+        inputs["resume_from"] = without_secrets(origin) if "://" in origin else origin
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     record: dict[str, Any] = {"inputs": inputs, "decided": dict(decided), "data_sha256": data, "versions": versions}
     run_id = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]

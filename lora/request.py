@@ -6,6 +6,7 @@ parsed one. Nothing here touches the file's content, a model or the network.
 
 import dataclasses
 import re
+import unicodedata
 from pathlib import Path
 
 LORA_TYPES = ("subject", "style")
@@ -90,14 +91,16 @@ class TrainRequest:
         word = self.trigger_word
         if not word.strip():
             faults.append("trigger_word: it is blank; give 1 to 60 characters, such as TOK")
-        elif word != word.strip() or not word.isprintable():
+        elif word != word.strip() or _breaks_the_line(word):
             faults.append(
                 f"trigger_word: {word!r} begins or ends with a space, or holds a line break or control character;"
                 " give it on one line without them"
             )
+        elif not any(unicodedata.category(sign)[0] in "LNS" for sign in word):
+            faults.append(f"trigger_word: {word!r} is punctuation alone; give a word, such as TOK")
         for name in ("autocaption_prefix", "autocaption_suffix"):
             value = getattr(self, name)
-            if value and not value.isprintable():
+            if _breaks_the_line(value):
                 faults.append(f"{name}: it holds a line break or a control character; give one line of text")
         if self.lora_type not in LORA_TYPES:
             faults.append(f"lora_type: {self.lora_type!r} is not one of {', '.join(LORA_TYPES)}")
@@ -121,9 +124,10 @@ class TrainRequest:
         if self.resume_from:
             source = self.resume_from
             hub = HUB_ID.fullmatch("/".join(source.split("/")[:2]))
-            if not (Path(source).is_file() or source.startswith("https://") or hub):
+            if not (_is_file(source) or source[:8].lower() == "https://" or hub):
+                shown = without_secrets(source) if "://" in source else source[:200]
                 faults.append(
-                    f"resume_from: {source!r} is no file here, no https URL, and no owner/name of the Hugging Face Hub"
+                    f"resume_from: {shown!r} is no file here, no https URL, and no owner/name of the Hugging Face Hub"
                 )
         if self.layers_to_optimize_regex is not None:
             try:
@@ -145,13 +149,33 @@ class TrainRequest:
             faults.append(
                 "hf_token: it is needed to upload to hf_repo_id; give a token that may write, or leave both empty"
             )
-        if secrets.hf_token and not self.hf_repo_id and not self.resume_from:
-            faults.append("hf_repo_id: it is empty, but hf_token is given; name a repository, or leave both empty")
+        for name, secret in dataclasses.asdict(secrets).items():
+            if secret and not (secret.isascii() and secret.isprintable() and " " not in secret):
+                faults.append(f"{name}: it holds a space or a character that no token has; copy it once more")
         if not secrets.wandb_api_key:
             for name in ("wandb_project", "wandb_run", "wandb_entity"):
                 if getattr(self, name):
                     faults.append(f"{name}: it is given without wandb_api_key; give that too, or leave it empty")
         return faults
+
+
+def without_secrets(address: str) -> str:
+    """A URL without its user, query and fragment, in which presigned ones carry their keys."""
+    scheme, _, rest = address.partition("://")
+    host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except OSError:  # a name longer than the file system allows
+        return False
+
+
+def _breaks_the_line(text: str) -> bool:
+    """Whether it holds a line break, a control character, or half of a character."""
+    return any(unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") for sign in text)
 
 
 def parse_resolution(text: str) -> tuple[int, ...]:

@@ -39,7 +39,12 @@ def make(folder: Path, requirements: str, stamp: Path) -> int:
         stamp.unlink()
     else:
         shutil.rmtree(folder, ignore_errors=True)
-        venv.create(folder, with_pip=True)
+        try:
+            venv.create(folder, with_pip=True)
+        except subprocess.CalledProcessError:  # Debian and Ubuntu keep pip for environments in a package of its own
+            version = f"{sys.version_info.major}.{sys.version_info.minor}"
+            say(f"this Python cannot put pip into an environment: install python{version}-venv, and try again")
+            return 1
     wanted = folder / "requirements.txt"
     wanted.write_text(requirements, encoding="utf-8")
     python = folder / "bin" / "python"

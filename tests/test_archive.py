@@ -157,6 +157,19 @@ def test_backslashes_are_folders_as_old_windows_zips_mean_them(tmp_path):
     assert unpacked(a_zip(tmp_path / "x", {"in\\": b"", "in\\a.jpg": b"1"}), tmp_path / "out") == {"in/a.jpg": b"1"}
 
 
+def test_the_byte_of_a_backslash_inside_a_japanese_letter_is_none(tmp_path):
+    """Windows writes zips in Shift-JIS there, in which the second byte of 表 and many others is that of a backslash."""
+    names = [name.encode("cp932") for name in ("表.jpg", "写真の表.jpg", "ソファ.jpg")]
+    assert all(b"\\" in name for name in names)
+    data = a_zip(tmp_path / "x", {mark * len(name): b"" for mark, name in zip("123", names, strict=True)}).read_bytes()
+    for mark, name in zip(b"123", names, strict=True):
+        data = data.replace(bytes([mark]) * len(name), name)
+    (tmp_path / "x").write_bytes(data)
+    found = list(unpacked(tmp_path / "x", tmp_path / "out"))
+    assert len(found) == 3
+    assert all(name.endswith(".jpg") and "/" not in name for name in found)
+
+
 @pytest.mark.parametrize(
     "kind",
     [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.GNUTYPE_SPARSE],
@@ -245,6 +258,14 @@ def test_the_limit_on_bytes_is_on_all_files_together(make, tmp_path, monkeypatch
     assert len(unpacked(make(tmp_path / "fits", {"a.jpg": half, "b.jpg": half}), tmp_path / "1")) == 2
     message = refusal(make(tmp_path / "over", {"a.jpg": half, "b.jpg": half, "c.jpg": b"1"}), tmp_path / "2")
     assert "GiB unpacked, at 'c.jpg'" in message
+
+
+def test_headers_of_a_tar_that_are_no_entries_count_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(archive, "MAX_ENTRIES", 10)
+    header = tarfile.TarInfo("x")
+    header.type = tarfile.XHDTYPE
+    (tmp_path / "x").write_bytes(header.tobuf() * 31 + bytes(1024))
+    assert "more than 10 entries" in refusal(tmp_path / "x", tmp_path / "out")
 
 
 def test_what_a_tar_skips_counts_too(tmp_path, monkeypatch):

@@ -234,6 +234,15 @@ def test_caption_dropout_shows_the_empty_caption_and_no_other(
     assert all(torch.equal(once[name], again[name]) for name in once)
 
 
+def test_a_training_that_no_gradient_reaches_says_so_at_once(
+    tiny_flux: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text]
+) -> None:
+    torch.nn.init.zeros_(tiny_flux.proj_out.weight)
+    parameters = adapter.attach(tiny_flux, 4, seed=3)
+    with pytest.raises(RuntimeError, match="no gradient reaches the LoRA"):
+        next(fit.fit(tiny_flux, parameters, examples, [], texts, SETTINGS))
+
+
 def test_the_learning_rate_warms_up_and_decays() -> None:
     rates = [fit.learning_rate_at(step, 1000, 1.0) for step in range(1, 1001)]
     assert rates[0] == pytest.approx(0.05)

@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from lora import adapter, generate, source, weights
+from lora.base import TOY
 from lora.encode import Text
 from lora.generate import Lora
 from script import generate as command
@@ -390,3 +391,11 @@ def test_a_wrong_scale_of_a_repeated_lora_and_a_wrong_suffix_are_told(
     told = capsys.readouterr().err
     assert "extra_lora_scale: '9' is not a number from -1 to 3" in told
     assert "p.gif must end in .webp or .jpg or .png" in told
+
+
+def test_drawing_from_a_picture_leaves_the_models_in_their_own_type() -> None:
+    """diffusers would make float32 of them, for good, which no GPU has room for (huggingface/diffusers#12754)."""
+    pipeline = generate.open_pipeline(TOY, "cpu", torch.bfloat16, offload=False)
+    start = Image.new("RGB", (64, 64), "red")
+    generate.draw(pipeline, "a red circle", (64, 64), 1, steps=2, tokens=40, start=start)
+    assert {m.dtype for m in (pipeline.transformer, pipeline.vae, pipeline.text_encoder_2)} == {torch.bfloat16}

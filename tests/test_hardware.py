@@ -35,7 +35,7 @@ def _plan(gib: float, capability: tuple[int, int] = (9, 0), **changes: Any) -> P
         ("A100 40GB", 39.4, {}, False, True, 1),
         ("RTX 5090", 31.4, {}, False, True, 1),
         ("RTX 4090", 23.6, {}, True, True, 1),
-        ("RTX 4090", 23.6, {"batch_size": 8}, True, True, 2),
+        ("RTX 4090", 23.6, {"batch_size": 8}, True, True, 1),
         ("RTX 4090", 23.6, {"rank": 64, "resolutions": (512,)}, True, True, 1),
         ("A10G", 22.1, {}, True, True, 1),
     ],

@@ -85,7 +85,14 @@ def test_two_captions_for_one_picture_are_refused(tmp_path):
     assert "'a.jpg' has two captions, 'a.jpg.txt' and 'a.txt'" in message
 
 
-@pytest.mark.parametrize("data", ["Bär".encode("latin-1"), "UTF-16".encode("utf-16"), "no mark".encode("utf-16-le")])
+@pytest.mark.parametrize("form", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_caption_is_read_as_windows_notepad_saves_it(form, tmp_path):
+    assert captions(tmp_path, {"a.jpg": b"", "a.txt": "Bär im Schnee\r\n".encode(form)}) == {"a.jpg": "Bär im Schnee"}
+
+
+@pytest.mark.parametrize(
+    "data", ["Bär".encode("latin-1"), "no mark".encode("utf-16-le"), "x".encode("utf-32"), "x".encode("utf-16")[:-1]]
+)
 def test_a_caption_that_is_not_utf_8_is_refused_by_name(data, tmp_path):
     assert "'in/a.txt' " in refusal(tmp_path, {"in/a.jpg": b"", "in/a.txt": data})
 

@@ -39,6 +39,18 @@ def test_a_trigger_word_of_signs_is_replaced_as_it_stands() -> None:
         assert [prompt for prompt in prompts if prompt.endswith(" in the sun")]
 
 
+def test_a_trigger_word_inside_another_word_is_none_and_an_ordinary_one_stands_in_no_prompt() -> None:
+    prompts = prior.prompts(["an art museum at a starry party, by ART"], "art", 60, 0, prior.KINDS["subject"])
+    mine = [prompt for prompt in prompts if "museum" in prompt]
+    assert len(mine) == 20
+    assert all(" museum at a starry party, by " in prompt and not prompt.endswith("ART") for prompt in mine)
+    for word in ("red", "Dog", "background"):
+        prompts = prior.prompts([f"a {word} here"], word, 300, 0, (*prior.KINDS["subject"], "captions of things"))
+        assert not [prompt for prompt in prompts if word.casefold() in prompt.casefold().split()]
+        assert prior.is_ordinary(word)
+    assert not prior.is_ordinary("TOK")
+
+
 def test_each_step_kept_is_the_bases_own_prediction_where_the_drawing_stood(
     tiny_flux: FluxTransformer2DModel, texts: dict[str, Text]
 ) -> None:

@@ -55,7 +55,9 @@ def test_equal_runs_have_equal_ids_and_an_upload_does_not_change_them(tmp_path: 
 
 
 def test_the_signature_in_an_earlier_loras_address_is_not_kept(tmp_path: Path) -> None:
-    request = a_request(tmp_path / "a.zip", resume_from="https://x.org/lora.tar?X-Amz-Signature=secret")
+    request = a_request(
+        tmp_path / "a.zip", resume_from="https://me:secret@x.org/lora.tar?X-Amz-Signature=secret#secret"
+    )
     told = record.request_json(request, DECIDED, "x")
     assert "https://x.org/lora.tar" in told
     assert "secret" not in told

@@ -58,10 +58,17 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
         assert name in str(caught.value)
 
 
-@pytest.mark.parametrize("word", ["TOK", "my dog", "猫", "é", "<s1>", "🐶", '"q"'])
+@pytest.mark.parametrize("word", ["TOK", "my dog", "猫", "é", "<s1>", "🐶", '"q"', "👨‍👩‍👧", "می‌خواهم", "a\u00a0b"])
 def test_a_trigger_word_of_any_script_is_taken(word: str, tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"")
     a_request(tmp_path / "a.zip", trigger_word=word).check()
+
+
+@pytest.mark.parametrize("word", [".", "...", "?!", "\u200d", "。"])
+def test_a_trigger_word_of_punctuation_alone_is_refused(word: str, tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"trigger_word: .* is punctuation alone; give a word"):
+        a_request(tmp_path / "a.zip", trigger_word=word).check()
 
 
 @pytest.mark.parametrize("repo", ["me/my-lora", "m/x", "my.org/a_b.c-1", "A1/" + "x" * 96])
@@ -79,13 +86,20 @@ def test_any_other_text_is_refused_as_a_repository(repo: str, tmp_path: Path) ->
         a_request(tmp_path / "a.zip", hf_repo_id=repo).check(Secrets(hf_token="hf_x"))
 
 
-def test_a_repository_and_its_token_need_each_other(tmp_path: Path) -> None:
+def test_a_repository_needs_a_token_and_a_token_may_serve_for_the_base_alone(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"")
     with pytest.raises(ValueError, match=r"^hf_token: it is needed"):
         a_request(tmp_path / "a.zip", hf_repo_id="me/x").check()
-    with pytest.raises(ValueError, match=r"^hf_repo_id: it is empty"):
-        a_request(tmp_path / "a.zip").check(Secrets(hf_token="hf_x"))
-    a_request(tmp_path / "a.zip", resume_from="me/private").check(Secrets(hf_token="hf_x"))
+    a_request(tmp_path / "a.zip").check(Secrets(hf_token="hf_x"))
+
+
+@pytest.mark.parametrize("secret", ["hf_a b", "hf_a\n", "hf_é", "hf_a\x00"])
+def test_what_can_be_no_token_is_refused_without_being_shown(secret: str, tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"^hf_token: .*\nwandb_api_key: ") as caught:
+        a_request(tmp_path / "a.zip").check(Secrets(hf_token=secret, wandb_api_key=secret))
+    assert "hf_a" not in str(caught.value)
+    assert "é" not in str(caught.value)
 
 
 def test_the_names_for_wandb_need_its_key(tmp_path: Path) -> None:
@@ -103,17 +117,23 @@ def test_no_steps_make_sense_with_an_earlier_lora_alone(tmp_path: Path) -> None:
     a_request(tmp_path / "a.zip", training_steps=0, resume_from="me/x").check()
 
 
-@pytest.mark.parametrize("source", ["me/x", "me/x/sub/lora.safetensors", "https://example.com/trained_model.tar?sig=1"])
+@pytest.mark.parametrize(
+    "source", ["me/x", "me/x/sub/lora.safetensors", "https://example.com/trained_model.tar?sig=1", "HTTPS://x.org/a"]
+)
 def test_an_earlier_lora_is_a_hub_id_or_a_url(source: str, tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"")
     a_request(tmp_path / "a.zip", resume_from=source).check()
 
 
-@pytest.mark.parametrize("source", ["gone.safetensors", "http://example.com/x.tar", "file:///etc/passwd", "me//x"])
+@pytest.mark.parametrize(
+    "source",
+    ["gone.safetensors", "http://u:SECRET@example.com/x.tar?SECRET", "file:///etc/passwd", "me//x", "x" * 300],
+)
 def test_an_earlier_lora_that_is_nothing_of_this_is_refused(source: str, tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"resume_from: .* is no file here"):
+    with pytest.raises(ValueError, match=r"resume_from: .* is no file here") as caught:
         a_request(tmp_path / "a.zip", resume_from=source).check()
+    assert "SECRET" not in str(caught.value)
 
 
 def test_a_broken_regular_expression_is_told_with_an_example(tmp_path: Path) -> None:
