@@ -71,9 +71,9 @@ def choose(modules: Sequence[str], pattern: str) -> tuple[list[str], list[str]]:
 
 
 def shapes(transformer: FluxTransformer2DModel) -> dict[str, tuple[int, int]]:
-    """(outputs, inputs) of every linear layer without a LoRA, by its name."""
+    """(outputs, inputs) of every linear layer by its name, whether or not a LoRA sits on it."""
     linear = {name: m for name, m in transformer.named_modules() if isinstance(m, torch.nn.Linear)}
-    return {name: (module.out_features, module.in_features) for name, module in linear.items()}
+    return {name.removesuffix(".base_layer"): (m.out_features, m.in_features) for name, m in linear.items()}
 
 
 def differences(pairs: Mapping[str, Pair], modules: Sequence[str], rank: int) -> list[str]:

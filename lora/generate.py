@@ -20,7 +20,7 @@ from diffusers import (
 from PIL import Image
 from torch import Tensor
 
-from lora import names, weights
+from lora import adapter, names, weights
 
 STEPS = 28
 GUIDANCE = 3.5
@@ -81,8 +81,8 @@ def put_on(pipeline: FluxPipeline, loras: Sequence[Lora], log: Callable[[str], N
     for number, (_, pairs) in enumerate(ready):
         pipeline.load_lora_weights(names.to_naming("diffusers", pairs), adapter_name=f"lora_{number}")
     if ready:
-        adapters = [f"lora_{number}" for number in range(len(ready))]
-        pipeline.set_adapters(adapters, [lora.scale for lora in loras])
+        called = [f"lora_{number}" for number in range(len(ready))]
+        pipeline.set_adapters(called, [lora.scale for lora in loras])
     for lora, pairs in ready:
         log(f"{lora.name}: {len(pairs)} layers at scale {lora.scale:g}")
 
@@ -93,7 +93,7 @@ def _fitting(transformer: FluxTransformer2DModel, lora: Lora, log: Callable[[str
         pairs = weights.read(lora.file).pairs
     except ValueError as error:
         raise ValueError(f"{lora.name}: {error}") from error
-    sizes = _sizes(transformer)
+    sizes = adapter.shapes(transformer)
     fitting = {layer: (a, b) for layer, (a, b) in pairs.items() if sizes.get(layer) == (b.shape[0], a.shape[1])}
     left_out = [layer for layer in pairs if layer not in fitting]
     if not fitting:
@@ -111,15 +111,6 @@ def _fitting(transformer: FluxTransformer2DModel, lora: Lora, log: Callable[[str
             f" {', '.join(left_out[:_NAMED])}{more}"
         )
     return fitting
-
-
-def _sizes(transformer: FluxTransformer2DModel) -> dict[str, tuple[int, int]]:
-    """(outputs, inputs) of every linear layer by its name, whether or not a LoRA sits on it now."""
-    return {
-        name.removesuffix(".base_layer"): (module.out_features, module.in_features)
-        for name, module in transformer.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    }
 
 
 def size_for(ratio: str, native: int) -> tuple[int, int]:

@@ -5,6 +5,7 @@ Uploaded are the weights, the card and pictures that the model drew; never the u
 
 import json
 import re
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -59,7 +60,8 @@ def check_access(repo_id: str, token: str, private: bool) -> None:
         if _status(error) in (401, 403):
             fault = "hf_token: the Hugging Face Hub refuses this token; give one from https://huggingface.co/settings/tokens"
         else:
-            fault = f"hf_repo_id: the Hugging Face Hub could not be asked for {repo_id} ({_reason(error)}); try again"
+            why = _reason(error, token)
+            fault = f"hf_repo_id: the Hugging Face Hub could not be asked for {repo_id} ({why}); try again"
     if fault:
         raise ValueError(fault)
 
@@ -217,32 +219,43 @@ def upload(
     files: Mapping[str, Path | bytes],
     log: Callable[[str], None],
     sleep: Callable[[float], None] = time.sleep,
+    given_up: Callable[[], bool] = lambda: False,
 ) -> str:
     """Puts the files into the repository in one commit, making it where it is not there; returns its page's URL.
 
-    What a network does wrong, and a server for a while, is tried again (TRIES times in all). Raises UploadFailed.
+    What a network does wrong, and a server for a while, is tried again (TRIES times in all). Once `given_up` says that
+    nobody waits any more, nothing further is begun, nor committed. Raises UploadFailed.
     """
     disable_progress_bars()
     api = HfApi(token=token)
     wait = FIRST_WAIT
     for attempt in range(1, TRIES + 1):
+        _go_on(given_up)
         try:
             api.create_repo(repo_id, private=private, exist_ok=True)
             additions = [
                 CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
                 for name, content in files.items()
             ]
+            _go_on(given_up)
+            api.preupload_lfs_files(repo_id, additions)  # create_commit would do it, and leave no place to ask after it
+            _go_on(given_up)
             api.create_commit(repo_id, additions, commit_message="Upload the LoRA")
             return f"{api.endpoint}/{repo_id}"
         except (HTTPError, OSError, RuntimeError, ValueError) as error:
             cause = _cause(error)
             if attempt == TRIES or not _may_pass(cause):
-                raise UploadFailed(_advice(repo_id, cause)) from error
+                raise UploadFailed(_advice(repo_id, cause, token)) from error
             pause = min(LONGEST_WAIT, max(wait, _asked_to_wait(cause)))
-            log(f"the upload to {repo_id} did not work ({_reason(cause)}); again in {pause:.0f} s")
+            log(f"the upload to {repo_id} did not work ({_reason(cause, token)}); again in {pause:.0f} s")
             sleep(pause)
             wait *= 2
     raise AssertionError("the last try returns or raises")
+
+
+def _go_on(given_up: Callable[[], bool]) -> None:
+    if given_up():
+        raise UploadFailed("the upload was given up: nobody waits for it")
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -269,19 +282,24 @@ def _asked_to_wait(error: BaseException) -> float:
     return float(value) if value.isdigit() else 0.0
 
 
-def _reason(error: BaseException) -> str:
-    """One line, without the request's id and the advice that the Hub's library adds."""
+def _reason(error: BaseException, token: str) -> str:
+    """One line, without the request's id and the advice that the Hub's library adds, and never with the token.
+
+    httpx shows a header that it refuses, token and all.
+    """
     status = _status(error)
     if status is not None:
         return f"the Hub answers {status}"
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no more is known'}"
+    line = str(error).strip().splitlines()[0] if str(error).strip() else "no more is known"
+    secret = token.strip()  # the text may hold it without the line break at its end
+    return f"{type(error).__name__}: {line.replace(secret, '…') if secret else line}"
 
 
-def _advice(repo_id: str, error: BaseException) -> str:
+def _advice(repo_id: str, error: BaseException, token: str) -> str:
     todo = "upload lora.safetensors from the tar yourself"
     if _status(error) in (401, 403):
         todo = f"hf_token may not write there any more; {todo}"
-    return f"the upload to {repo_id} failed: {_reason(error)}; {todo}"
+    return f"the upload to {repo_id} failed: {_reason(error, token)}; {todo}"
 
 
 def publish(
@@ -298,16 +316,21 @@ def publish(
     A failure costs nobody the weights: it is an entry too. `pictures` counts what the LoRA was trained on.
     """
     assert request.hf_repo_id is not None
-    repository = request.hf_repo_id
-    gallery = {f"images/{i}.webp": preview for i, preview in enumerate(previews)}
-    prompts = {name: preview.prompt for name, preview in gallery.items()}
-    drawn = {name: thumbnail(preview.after, 1024) for name, preview in gallery.items()}
-    text = card(repository, request, decided, pictures, prompts)
-    files: dict[str, Path | bytes] = {WEIGHTS_NAME: lora, "README.md": text.encode(), **drawn}
+    repository, private = request.hf_repo_id, request.hf_private
+    left = threading.Event()
     try:
-        url = wait.interruptibly(lambda: upload(repository, token, request.hf_private, files, log))
+        gallery = {f"images/{i}.webp": preview for i, preview in enumerate(previews)}
+        prompts = {name: preview.prompt for name, preview in gallery.items()}
+        drawn = {name: thumbnail(preview.after, 1024) for name, preview in gallery.items()}
+        text = card(repository, request, decided, pictures, prompts)
+        files: dict[str, Path | bytes] = {WEIGHTS_NAME: lora, "README.md": text.encode(), **drawn}
+        url = wait.interruptibly(lambda: upload(repository, token, private, files, log, given_up=left.is_set))
     except UploadFailed as failure:
         return {"repository": repository, "failed": str(failure)}
+    except Exception as error:  # whatever it is: the tar, with all that was learned, is packed after this
+        return {"repository": repository, "failed": _advice(repository, error, token)}
+    finally:
+        left.set()
     return {"repository": repository, "url": url}
 
 

@@ -43,8 +43,7 @@ def request_json(
     """
     inputs = {**dataclasses.asdict(request), "input_images": request.input_images.suffix or "archive"}
     if request.resume_from:
-        origin = request.resume_from
-        inputs["resume_from"] = without_secrets(origin) if "://" in origin else origin
+        inputs["resume_from"] = without_secrets(request.resume_from)
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     record: dict[str, Any] = {"inputs": inputs, "decided": dict(decided), "data_sha256": data, "versions": versions}
     run_id = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]

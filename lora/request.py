@@ -125,7 +125,7 @@ class TrainRequest:
             source = self.resume_from
             hub = HUB_ID.fullmatch("/".join(source.split("/")[:2]))
             if not (_is_file(source) or source[:8].lower() == "https://" or hub):
-                shown = without_secrets(source) if "://" in source else source[:200]
+                shown = without_secrets(source[:200])
                 faults.append(
                     f"resume_from: {shown!r} is no file here, no https URL, and no owner/name of the Hugging Face Hub"
                 )
@@ -160,10 +160,10 @@ class TrainRequest:
 
 
 def without_secrets(address: str) -> str:
-    """A URL without its user, query and fragment, in which presigned ones carry their keys."""
-    scheme, _, rest = address.partition("://")
-    host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    """An address without its user, port, query and fragment, in which presigned ones carry their keys."""
+    scheme, found, rest = re.split(r"[?#]", address, maxsplit=1)[0].partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{found}{re.sub(r':[0-9]*$', '', host.rpartition('@')[2])}{slash}{path}"
 
 
 def _is_file(name: str) -> bool:

@@ -3,6 +3,8 @@
 Whatever it is, one safetensors file comes out; its content is `weights.read`'s to judge. Nothing is ever unpickled.
 """
 
+import http.client
+import os
 import re
 import time
 import urllib.error
@@ -14,6 +16,7 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
 
 from lora import disk, wait, weights
+from lora.request import without_secrets
 
 MAX_BYTES = 4 * 2**30
 """Of a download. A LoRA of rank 128 on every layer of FLUX.1 in 32 bits has 2 GiB."""
@@ -38,20 +41,25 @@ def fetch(source: str, folder: Path, called: str, token: str | None = None) -> P
 
 
 def _find(source: str, folder: Path, token: str | None) -> Path:
-    url = urlsplit(source)
+    try:
+        url = urlsplit(source)
+    except ValueError:  # its text may hold a password
+        raise ValueError("this address cannot be read: its server's name is wrong; copy it again") from None
     if url.scheme in ("http", "https"):
         at_hub = url.hostname in ("huggingface.co", "www.huggingface.co")
-        return _from_hub(_hub_id(url.path), token) if at_hub else _download(source, folder)
+        return _from_hub(*_hub_file(url.path), folder, token) if at_hub else _download(source, folder)
     path = Path(source)
-    if source and path.is_file():
+    if source and os.path.isfile(path):  # Path.is_file raises where a name is too long, before Python 3.14
         return path
-    if source and path.is_dir():
+    if source and os.path.isdir(path):
         files = sorted(str(file.relative_to(path)) for file in path.rglob("*.safetensors"))
         return path / _the_one(files, f"the folder {path.name!r}")
     if re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w./ -]+\.safetensors)?", source):
-        return _from_hub(source, token)
+        owner, name, *file = source.split("/")
+        return _from_hub(f"{owner}/{name}", "/".join(file), None, folder, token)
+    shown = without_secrets(source)
     raise ValueError(
-        f"{source!r} is no file or folder here, no http or https address and no Hub id (owner/name); give one of these"
+        f"{shown!r} is no file or folder here, no http or https address and no Hub id (owner/name); give one of these"
     )
 
 
@@ -65,46 +73,64 @@ def _the_one(files: list[str], where: str) -> str:
     raise ValueError(f"{where} holds {len(files)} safetensors files ({', '.join(files[:5])}): say which by its name")
 
 
-def _hub_id(path: str) -> str:
-    """`/owner/name/blob/main/lora.safetensors` -> `owner/name/lora.safetensors`, and `/owner/name` -> `owner/name`."""
-    owner, name, *rest = [*unquote(path).strip("/").split("/"), ""]
-    file = "/".join(rest[2:]).strip("/") if rest[0] in ("blob", "resolve") else ""
-    return f"{owner}/{name}/{file}".rstrip("/")
+def _hub_file(path: str) -> tuple[str, str, str | None]:
+    """The repository, the file ("" where none is named) and the revision (None: the main one) of a Hub address.
+
+    `/owner/name/blob/refs%2Fpr%2F1/v2/lora.safetensors` -> `owner/name`, `v2/lora.safetensors` and `refs/pr/1`.
+    """
+    owner, name, kind, revision, *file = [*map(unquote, path.strip("/").split("/")), "", "", ""]
+    if kind not in ("blob", "resolve", "tree"):
+        return f"{owner}/{name}", "", None
+    return f"{owner}/{name}", "" if kind == "tree" else "/".join(file).strip("/"), revision or None
 
 
-def _from_hub(source: str, token: str | None) -> Path:
-    owner, name, *rest = source.split("/")
-    repository, file = f"{owner}/{name}", "/".join(rest)
+def _from_hub(repository: str, file: str, revision: str | None, folder: Path, token: str | None) -> Path:
+    """Into `folder`, not into the library's cache: that would serve a private file to whoever names it next."""
+    where = f"{repository}/{file}".rstrip("/") + (f" at {revision}" if revision else "")
     try:
         if not file:
-            files = [f for f in HfApi(token=token).list_repo_files(repository) if f.endswith(".safetensors")]
-            file = _the_one(files, f"the Hub's {repository}")
-        return Path(hf_hub_download(repository, file, token=token))
+            files = HfApi(token=token).list_repo_files(repository, revision=revision)
+            file = _the_one([f for f in files if f.endswith(".safetensors")], f"the Hub's {where}")
+        with disk.writing(folder / "hub"):
+            return Path(hf_hub_download(repository, file, revision=revision, local_dir=folder / "hub", token=token))
     except RepositoryNotFoundError as error:
         raise ValueError(f"the Hub has no {repository}, or the token may not read it; check both") from error
+    except disk.DiskError:
+        raise
     except (HTTPError, OSError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{source} could not be fetched from the Hub ({type(error).__name__}: {first})") from error
+        told = f"{type(error).__name__}: {_told(error)}"
+        raise ValueError(f"{where} could not be fetched from the Hub ({told})") from None
 
 
 def _download(url: str, folder: Path) -> Path:
     """Tries again where the network fails or the server is unwell; follows redirects to http(s) alone."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "download"
+    path, called = folder / "download", without_secrets(url)
     for attempt in range(1, TRIES + 1):
         try:
             _stream(url, path)
-            return path
+            break
         except urllib.error.HTTPError as error:
             if error.code < 500 or attempt == TRIES:
-                raise ValueError(f"{_without_secrets(url)} answers {error.code} {error.reason}") from error
+                raise ValueError(f"{called} answers {error.code} {_told(error.reason)}") from None
+        except (http.client.InvalidURL, UnicodeError):  # their texts hold what the address does
+            raise ValueError(
+                f"{called} is no address that can be asked: a port is a number, a space is written %20, and no user or"
+                " password may be in it; copy it again"
+            ) from None
         except disk.DiskError:
             raise
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, http.client.HTTPException) as error:
             if attempt == TRIES:
-                raise ValueError(f"{_without_secrets(url)} could not be fetched: {error}") from error
+                raise ValueError(f"{called} could not be fetched: {_told(error)}") from None
         time.sleep(2 ** (attempt - 1))
-    raise AssertionError("the last try returns or raises")
+    with path.open("rb") as file:
+        if re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype|!--|html|head|\?xml)", file.read(512), re.IGNORECASE):
+            raise ValueError(
+                f"{called} answers with a web page: give the address of the file itself, not of a page that offers it"
+                " or asks for a login"
+            )
+    return path
 
 
 def _stream(url: str, path: Path) -> None:
@@ -117,18 +143,17 @@ def _stream(url: str, path: Path) -> None:
     opener.add_handler(urllib.request.UnknownHandler())
     request = urllib.request.Request(url, headers={"User-Agent": "flux-lora-trainer"})
     with opener.open(request, timeout=TIMEOUT) as answer, disk.writing(path), path.open("wb") as out:
-        announced = answer.headers.get("Content-Length")
-        done = 0
+        announced, done = answer.length, 0
         while block := answer.read(1 << 20):
             done += len(block)
             if done > MAX_BYTES:
-                raise ValueError(f"{_without_secrets(url)} is larger than {MAX_BYTES / 2**30:g} GiB: no LoRA is")
+                raise ValueError(f"{without_secrets(url)} is larger than {MAX_BYTES / 2**30:g} GiB: no LoRA is")
             out.write(block)
-    if announced is not None and done < int(announced):
+    if announced is not None and done < announced:
         raise EOFError(f"it ended after {done} bytes of {announced}")
 
 
-def _without_secrets(url: str) -> str:
-    """The address without its user, query and fragment, in which presigned addresses carry their keys."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname}{parts.path}"
+def _told(error: object) -> str:
+    """The first line of an error, in which the addresses are without their secrets."""
+    line = str(error).strip().partition("\n")[0][:300]
+    return re.sub(r"//[^/\s]*@", "//", re.sub(r"[?#][^\s'\"]*", "", line))

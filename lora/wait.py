@@ -1,6 +1,7 @@
 """Waiting for other machines in such a way that a cancel comes through."""
 
 import concurrent.futures
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -13,13 +14,18 @@ def interruptibly(act: Callable[[], Result]) -> Result:
     """What `act` returns or raises, from a thread of its own.
 
     Cog cancels by raising an exception in the training's thread at its next bytecode, of which a thread that waits for
-    a socket runs none. `act` is then left behind, and ends with its own time limit.
+    a socket runs none. `act` is then left behind: it goes on until it ends by itself, or the process does, which does
+    not wait for it (it would for a thread of an executor, and still does for those that `act` makes).
     """
-    executor = concurrent.futures.ThreadPoolExecutor(1)
-    try:
-        future = executor.submit(act)
-        while not concurrent.futures.wait([future], TURN).done:
-            pass
-        return future.result()
-    finally:
-        executor.shutdown(wait=False)
+    future: concurrent.futures.Future[Result] = concurrent.futures.Future()
+
+    def work() -> None:
+        try:
+            future.set_result(act())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, name="interruptibly", daemon=True).start()
+    while not concurrent.futures.wait([future], TURN).done:
+        pass
+    return future.result()

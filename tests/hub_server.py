@@ -12,7 +12,13 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
+
+import huggingface_hub.constants
+import pytest
+from huggingface_hub.utils import _http as hub_http
 
 WRITE_TOKEN, READ_TOKEN, FINE_TOKEN = "hf_writes", "hf_reads", "hf_fine"
 DROP = 0
@@ -26,12 +32,16 @@ class Hub:
     private: dict[str, bool] = field(default_factory=dict)
     """The repositories, and whether each is private."""
     files: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    """repository -> name -> content, as committed."""
+    """repository -> name -> content, as committed; `repository@revision` for one that is not main."""
     stored: dict[str, bytes] = field(default_factory=dict)
     """Large files that were uploaded, by their SHA-256."""
     faults: list[tuple[str, int]] = field(default_factory=list)
     """(regular expression of "METHOD path", status or DROP): the first that fits a request answers it, once."""
     retry_after: str | None = None
+    hold: str | None = None
+    """Regular expression of "METHOD path": a request that it fits sets `held`, and is answered when `go_on` is set."""
+    held: threading.Event = field(default_factory=threading.Event)
+    go_on: threading.Event = field(default_factory=threading.Event)
     requests: list[str] = field(default_factory=list)
     """"METHOD path" of each."""
     fine_scopes: list[dict[str, Any]] = field(default_factory=list)
@@ -60,6 +70,22 @@ def running() -> Iterator[Hub]:
         thread.join()
 
 
+@contextlib.contextmanager
+def asked_by_the_library(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[Hub]:
+    """The library asks it as if HF_ENDPOINT were its address, by the protocol for large files that can be played here.
+
+    Nothing waits: neither our own pauses nor those of the library, whose cache is below `folder`.
+    """
+    with running() as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder / "cache"))
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(hub_http.time, "sleep", lambda seconds: None)
+        yield hub
+
+
 class _Handler(BaseHTTPRequestHandler):
     hub: Hub
 
@@ -76,6 +102,9 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         asked = f"{self.command} {path}"
         self.hub.requests.append(asked)
+        if self.hub.hold and re.search(self.hub.hold, asked):
+            self.hub.held.set()
+            self.hub.go_on.wait(60)
         for fault in self.hub.faults:
             if re.search(fault[0], asked):
                 self.hub.faults.remove(fault)
@@ -135,7 +164,12 @@ class _Handler(BaseHTTPRequestHandler):
         hub, files = self.hub, self.hub.files.setdefault(repo, {})
         writes = token in (WRITE_TOKEN, FINE_TOKEN) and repo.startswith(("me/", "studio/"))
         if rest in ("", "revision/main"):
-            return 200, {"id": repo, "private": hub.private[repo], "sha": COMMIT, "siblings": []}
+            return 200, {
+                "id": repo,
+                "private": hub.private[repo],
+                "sha": COMMIT,
+                "siblings": [{"rfilename": name} for name in files],
+            }
         if rest == "auth-check/write":
             return (200, {}) if writes else (403, {"error": "no write access"})
         if rest == "preupload/main":
@@ -155,10 +189,14 @@ class _Handler(BaseHTTPRequestHandler):
                 elif operation["key"] == "lfsFile":
                     files[value["path"]] = hub.stored[value["oid"]]
             return 200, {"commitUrl": f"{hub.url}/{repo}/commit/{COMMIT}", "commitOid": COMMIT, "hookOutput": ""}
+        if rest.startswith(("tree/", "resolve/")) and (revision := unquote(rest.split("/")[1])) not in ("main", COMMIT):
+            files = hub.files.get(f"{repo}@{revision}")
+            if files is None:
+                return 404, {"error": f"no revision {revision}"}, {"X-Error-Code": "RevisionNotFound"}
         if rest.startswith("tree/"):
             return 200, [{"type": "file", "path": name, "size": len(data), "oid": "0"} for name, data in files.items()]
         if rest.startswith("resolve/"):
-            data = files.get(rest.split("/", 2)[2])
+            data = files.get(unquote(rest.split("/", 2)[2]))
             if data is None:
                 return 404, {"error": "no such file"}, {"X-Error-Code": "EntryNotFound"}
             return 200, data, {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT}

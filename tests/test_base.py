@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from lora import base
 from lora.base import Base
 from lora.hardware import Gpu, Plan
+from tests import hub_server
 
 GPU = Gpu(name="NVIDIA H100 80GB HBM3", memory=80 * 2**30, capability=(9, 0))
 
@@ -124,6 +125,22 @@ def test_a_hub_that_cannot_be_reached_is_an_error_not_the_toy(monkeypatch: pytes
     for name, gpu in ((None, GPU), ("black-forest-labs/FLUX.1-dev", None)):
         with pytest.raises(ValueError, match=r"FLUX_BASE: black-forest-labs/FLUX\.1-dev could not be downloaded"):
             base.find(name, gpu)
+
+
+def test_a_gated_base_is_fetched_with_the_users_own_token(
+    toy: Base, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with hub_server.asked_by_the_library(monkeypatch, tmp_path) as hub:
+        hub.private["club/base"] = True
+        hub.files["club/base"] = {
+            file.relative_to(toy.folder).as_posix(): file.read_bytes() for file in toy.folder.rglob("*.*")
+        }
+        with pytest.raises(
+            ValueError, match=r"FLUX_BASE: the Hugging Face Hub has no club/base, or the token \(hf_token"
+        ):
+            base.find("club/base", None)
+        found = base.find("club/base", None, hub_server.READ_TOKEN)
+    assert (found.name, found.width) == ("club/base", toy.width)
 
 
 def test_what_is_lent_is_given_back(toy: Base, cpu: Plan) -> None:

@@ -350,29 +350,6 @@ def test_of_several_files_the_usual_name_is_meant_else_the_user_is_asked(lora_fi
     assert _fetched(str(lora_file.parent), tmp_path) == data + b" "
 
 
-@pytest.mark.parametrize(
-    ("origin", "repository", "file"),
-    [
-        ("me/dog", "me/dog", "lora.safetensors"),
-        ("me/dog/v2/b.safetensors", "me/dog", "v2/b.safetensors"),
-        ("https://huggingface.co/me/dog", "me/dog", "lora.safetensors"),
-        ("https://huggingface.co/me/dog/blob/main/b.safetensors", "me/dog", "b.safetensors"),
-        ("https://huggingface.co/me/dog/resolve/main/v2/b.safetensors?download=true", "me/dog", "v2/b.safetensors"),
-    ],
-)
-def test_the_hub_is_asked_for_the_file_that_is_meant(
-    origin: str, repository: str, file: str, lora_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def download(repo: str, name: str, token: str | None) -> str:
-        assert (repo, name, token) == (repository, file, None)
-        return str(lora_file)
-
-    files = ["README.md", "lora.safetensors", "v2/b.safetensors", "lora.bin"]
-    monkeypatch.setattr(source, "hf_hub_download", download)
-    monkeypatch.setattr(source.HfApi, "list_repo_files", lambda self, repo: files)
-    assert _fetched(origin, tmp_path) == lora_file.read_bytes()
-
-
 # ---------------------------------------------------------------- the command
 
 

@@ -1,16 +1,17 @@
 """Publishing: the card, what is asked before a training, and uploads by the real `huggingface_hub` that go wrong."""
 
+import ctypes
 import json
+import re
 import tarfile
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
 import pytest
 import yaml
-from huggingface_hub.utils import _http as hub_http
 
 from lora import adapter, base, hub, job, weights
 from lora.request import Secrets, TrainRequest
@@ -24,20 +25,7 @@ FILES: dict[str, Path | bytes] = {"lora.safetensors": b"weights" * 1000, "README
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """The library asks it as if HF_ENDPOINT were its address, by the protocol for large files that can be played here.
-
-    Nothing waits: neither our own pauses nor those of the library.
-    """
-    with hub_server.running() as running:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", running.url)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(
-            huggingface_hub.constants,
-            "HUGGINGFACE_CO_URL_TEMPLATE",
-            running.url + "/{repo_id}/resolve/{revision}/{filename}",
-        )
-        monkeypatch.setattr(hub_http.time, "sleep", lambda seconds: None)
+    with hub_server.asked_by_the_library(monkeypatch, tmp_path) as running:
         yield running
 
 
@@ -216,6 +204,55 @@ def test_what_does_not_pass_is_given_up(status: int, server: Hub) -> None:
     assert WRITE_TOKEN not in str(caught.value)
 
 
+def test_a_header_that_is_refused_does_not_show_the_token(server: Hub) -> None:
+    lines: list[str] = []
+    with pytest.raises(hub.UploadFailed, match=r"Illegal header value b'Bearer …") as caught:
+        hub.upload("me/lora", f"{WRITE_TOKEN}\n", True, FILES, lines.append, lambda seconds: None)
+    assert len(lines) == hub.TRIES - 1
+    assert WRITE_TOKEN not in "".join([str(caught.value), *lines])
+
+
+def test_an_upload_that_is_given_up_in_a_pause_is_not_tried_again(server: Hub) -> None:
+    server.faults = [("commit/main", 409)]
+    pauses: list[float] = []
+    with pytest.raises(hub.UploadFailed, match="nobody waits"):
+        hub.upload("me/lora", WRITE_TOKEN, True, FILES, print, pauses.append, given_up=lambda: bool(pauses))
+    assert server.files["me/lora"] == {}
+    assert sum(asked.endswith("/commit/main") for asked in server.requests) == 1
+
+
+class Cancelled(BaseException):
+    """As cog.CancelationException: no Exception."""
+
+
+@pytest.mark.parametrize("where", ["repos/create", "PUT /store"])
+def test_after_a_cancel_nothing_is_committed(where: str, server: Hub, tmp_path: Path) -> None:
+    (tmp_path / "lora.safetensors").write_bytes(b"weights")
+    request = a_request(tmp_path, hf_repo_id="me/lora")
+    ends: list[BaseException] = []
+    server.hold = where
+
+    def publish() -> None:
+        try:
+            hub.publish(request, WRITE_TOKEN, DECIDED, tmp_path / "lora.safetensors", [], 0, print)
+        except BaseException as error:
+            ends.append(error)
+
+    training = threading.Thread(target=publish)
+    training.start()
+    assert server.held.wait(60)
+    [left] = [thread for thread in threading.enumerate() if thread.name == "interruptibly"]
+    assert training.ident is not None
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(training.ident), ctypes.py_object(Cancelled))
+    training.join(60)
+    assert [type(end) for end in ends] == [Cancelled]
+    server.go_on.set()
+    left.join(60)
+    assert not left.is_alive()
+    assert server.files["me/lora"] == {}
+    assert re.search(where, server.requests[-1]), "nothing more is asked"
+
+
 # ---------------------------------------------------------------- in a job
 
 
@@ -282,6 +319,16 @@ def test_a_failed_upload_costs_nobody_the_weights_and_is_told_last(
     assert metrics["upload_failed"] == 1
     assert WRITE_TOKEN.encode() not in tar.read_bytes()
     assert not any(WRITE_TOKEN in line for line in lines)
+
+
+def test_an_answer_that_nobody_foresaw_costs_nobody_the_weights(
+    packing: TrainRequest, server: Hub, tmp_path: Path
+) -> None:
+    server.faults = [("commit/main", 200)]  # without the commitUrl that the library takes for granted
+    tar, lines, metrics = _run(packing, tmp_path)
+    assert weights.read(_extracted(tar, tmp_path)).ranks == [4]
+    assert lines[-1].startswith("ERROR: the upload to me/lora failed: KeyError: 'commitUrl'; upload lora.safetensors")
+    assert metrics["upload_failed"] == 1
 
 
 def test_a_token_that_may_not_write_ends_the_job_before_anything_is_loaded(

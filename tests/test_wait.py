@@ -1,7 +1,10 @@
 """A cancel, as Cog raises it, while the trainer waits for a server that says nothing."""
 
 import ctypes
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -9,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from lora import source, wait
+
+ROOT = Path(__file__).parent.parent
 
 
 class Cancelled(BaseException):
@@ -43,3 +48,24 @@ def test_a_cancel_does_not_wait_for_a_download_that_has_stalled(tmp_path: Path) 
             seconds = time.monotonic() - cancelled
     assert [type(end) for end in ends] == [Cancelled]
     assert seconds < 2
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_that_is_interrupted_does_not_wait_for_what_it_left(how: signal.Signals) -> None:
+    code = """
+import signal, sys, time
+from lora import wait
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as script/cli.py
+wait.interruptibly(lambda: (print("begun", flush=True), time.sleep(20)))
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(how)
+        interrupted = time.monotonic()
+        assert process.wait(60) != 0
+        assert time.monotonic() - interrupted < 5
