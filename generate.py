@@ -44,7 +44,8 @@ class Predictor(BasePredictor):
         self.folder = tempfile.TemporaryDirectory(prefix="flux-lora-generate-")
         self.files: dict[str, FilePath] = {}
         self.folders: dict[str, FilePath] = {}
-        self.loras: list[Lora] = []
+        self.loras: Optional[list[Lora]] = []
+        """What is on the pipeline; None where a failure left that unknown."""
         self.more: list[tuple[str, str, float]] = []
         """LoRAs beyond those that the inputs can name, as `put_on` takes them; script/generate's."""
         self.trained = str(weights) if weights else None
@@ -185,7 +186,7 @@ class Predictor(BasePredictor):
                 self.folders[origin] = folder
             loras.append(Lora(name=called, file=self.files[origin], scale=scale))
         if loras != self.loras:
-            self.loras = []  # it fails with none on
+            self.loras = None
             generate.put_on(self.pipeline, loras, print)
             self.loras = loras
         for origin in set(self.files) - {self.trained, *(origin for _, origin, _ in wanted)}:

@@ -99,7 +99,9 @@ def measure(model: Path, scratch: Path, count: int, tokens: int) -> dict[str, fl
 
         def read() -> list[Image.Image]:
             with ThreadPoolExecutor() as pool:
-                return list(pool.map(lambda path: caption.fit_to_model(buckets.read_picture(path)), paths))
+                return list(
+                    pool.map(lambda path: caption.fit_to_model(buckets.read_picture(path, caption.MAX_PIXELS)), paths)
+                )
 
         reading, pictures = _timed(read)
         first, _ = _timed(lambda: captioner.answer(pictures, question, tokens=tokens))

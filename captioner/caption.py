@@ -41,7 +41,8 @@ NOUN_PICTURES, NOUN_TOKENS = 8, 12
 """How many pictures are asked about for the class noun, and how long an answer may be."""
 
 Log = Callable[[str], None]
-Read = Callable[[Path], Image.Image]
+Read = Callable[[Path, int], Image.Image]
+"""Decodes a file to an upright RGB picture, in the detail of at least so many pixels where it has them."""
 
 
 class PictureProcessor(transformers.ProcessorMixin):
@@ -245,7 +246,7 @@ def _answers(
     with ThreadPoolExecutor() as pool:
         while done < len(names):
             batch = names[done : done + batch_size]
-            images = list(pool.map(lambda name: fit_to_model(read(pictures[name])), batch))
+            images = list(pool.map(lambda name: fit_to_model(read(pictures[name], MAX_PIXELS)), batch))
             try:
                 answers = answer(images)
             except torch.OutOfMemoryError:

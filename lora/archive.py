@@ -94,6 +94,11 @@ def tar_files(tar: Path) -> Iterator[tuple[str, Iterator[bytes]]]:
                 yield entry.name, _limited(entry, 0, source)
 
 
+def is_web_page(head: bytes) -> bool:
+    """Whether a file that begins so is what a server answers in place of the file that was asked for."""
+    return bool(re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype|!--|html|head|\?xml)", head, re.IGNORECASE))
+
+
 def is_junk(name: str) -> bool:
     """Whether an archive name (parts joined by `/`) is a hidden or system file, which nobody means to send."""
     name = name.casefold()
@@ -284,7 +289,7 @@ _OTHER_KINDS = {
 def _what_it_is(head: bytes) -> str:
     if not head:
         return "the file is empty"
-    if re.match(rb"\s*(<!doctype|<html|<\?xml)", head, re.IGNORECASE):
+    if is_web_page(head):
         return "it is a web page: give a link to the file itself, not to a page that offers it"
     kind = next((kind for magic, kind in _OTHER_KINDS.items() if head.startswith(magic)), None)
     return kind or f"it starts with the bytes {head[:8]!r}"
@@ -333,8 +338,7 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
         if kind == 0x7075 and extra[4:9] == b"\1" + struct.pack("<I", zlib.crc32(raw)):
             raw = extra[9 : 4 + length]
         extra = extra[4 + length :]
-    # In the old encodings of Japanese and Chinese Windows the byte of a backslash is the second half of many letters.
-    return _text(raw) if _is_utf8(raw) else _text(raw).replace("\\", "＼")
+    return _text(raw)
 
 
 def _zip_chunks(zipped: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
@@ -470,15 +474,12 @@ def _pax_path(record: bytes) -> str | None:
 
 
 def _text(name: bytes) -> str:
-    return name.decode("utf-8" if _is_utf8(name) else "cp437")
-
-
-def _is_utf8(name: bytes) -> bool:
+    """A name in UTF-8, or else in cp437, where a backslash is no folder's end: in the encodings of Japanese and Chinese
+    Windows, which cannot be told from it, that byte is the second half of many letters."""
     try:
-        name.decode("utf-8")
+        return name.decode("utf-8")
     except UnicodeDecodeError:
-        return False
-    return True
+        return name.decode("cp437").replace("\\", "＼")
 
 
 def _shown(name: str) -> str:

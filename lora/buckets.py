@@ -107,10 +107,13 @@ def opened(path: Path, name: str = "") -> Iterator[Opened]:
         raise ValueError(f"{name!r} cannot be read as a picture: {error}") from error
 
 
-def read_picture(path: Path) -> Image.Image:
-    """A picture at its full size, as `Opened.decode` gives it. Raises ValueError as `opened` does."""
+def read_picture(path: Path, pixels: int | None = None) -> Image.Image:
+    """A picture as `Opened.decode` gives it: at its full size, or in at least the detail that so many pixels hold,
+    which is faster. Raises ValueError as `opened` does."""
     with opened(path) as picture:
-        return picture.decode(picture.size)
+        width, height = picture.size
+        factor = min(1.0, math.sqrt((pixels or width * height) / (width * height)))
+        return picture.decode((math.ceil(factor * width), math.ceil(factor * height)))
 
 
 def choose_bucket(width: int, height: int, resolution: int, step: int = 16) -> tuple[int, int]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -306,18 +305,10 @@ def _captions(
         model=captioner,
         device=plan.device,
         dtype=plan.dtype,
-        read=_as_large_as_captioned,
+        read=buckets.read_picture,
         log=log,
     )
     return captions, dataclasses.replace(rules, class_noun=class_noun)
-
-
-def _as_large_as_captioned(path: Path) -> Image.Image:
-    """The picture, decoded no larger than the captioning model sees it: a phone's takes a fifth of the time."""
-    with buckets.opened(path) as picture:
-        width, height = picture.size
-        factor = min(1.0, math.sqrt(caption.MAX_PIXELS / (width * height)))
-        return picture.decode((max(1, math.ceil(factor * width)), max(1, math.ceil(factor * height))))
 
 
 def _pictures(

@@ -43,50 +43,35 @@ class Material:
     """The LoRA to go on from."""
 
 
-def learn(
-    material: Material,
-    flux: Base,
-    plan: Plan,
-    settings: Settings,
-    save: Callable[[FluxTransformer2DModel, Plan, Settings], None],
-    told: Audience,
-) -> tuple[list[Preview], Curve]:
-    """Trains, and returns the previews and the curve; `save` is given the trained transformer, and how it was trained.
+Save = Callable[[FluxTransformer2DModel, Plan, Settings], None]
+"""Is given the trained transformer, and how it was trained."""
+Learned = tuple[list[Preview], Curve]
+
+
+def learn(material: Material, flux: Base, plan: Plan, settings: Settings, save: Save, told: Audience) -> Learned:
+    """Trains, saves, and returns the previews and the curve.
 
     Where the GPU's memory runs out it begins again, once, with a safer plan. Raises ValueError where that is not
     enough either, or the loss is no longer a number.
     """
-    try:
-        return _attempt(material, flux, plan, settings, save, told)
-    except torch.OutOfMemoryError as error:
-        safer = hardware.safer(plan)
-        if safer is None:
-            raise _too_little_memory(material, plan, settings) from error
-    # Behind the except, whose traceback holds the failed attempt's tensors.
-    settings = dataclasses.replace(settings, batch_size=safer.batch_size)
-    told.log(f"{WARNING}the GPU's memory ran out; once more from the start of the training: {safer.reason}")
-    try:
-        return _attempt(material, flux, safer, settings, save, told)
-    except torch.OutOfMemoryError as error:
-        raise _too_little_memory(material, safer, settings) from error
+    for last in (False, True):
+        try:
+            return _attempt(material, flux, plan, settings, save, told)
+        except torch.OutOfMemoryError as error:
+            safer = None if last else hardware.safer(plan)
+            if safer is None:
+                raise ValueError(
+                    f"the GPU's memory ran out ({plan.reason}; batch_size {settings.batch_size}, resolution"
+                    f" {','.join(map(str, material.resolutions))}, {len(material.learned)} examples): set a lower"
+                    " resolution, batch_size or lora_rank, send fewer pictures, or take a GPU with more memory"
+                ) from error
+        # Behind the except, whose traceback holds the failed attempt's tensors.
+        plan, settings = safer, dataclasses.replace(settings, batch_size=safer.batch_size)
+        told.log(f"{WARNING}the GPU's memory ran out; once more from the start of the training: {plan.reason}")
+    raise AssertionError("the last attempt returns or raises")
 
 
-def _too_little_memory(material: Material, plan: Plan, settings: Settings) -> ValueError:
-    return ValueError(
-        f"the GPU's memory ran out ({plan.reason}; batch_size {settings.batch_size}, resolution"
-        f" {','.join(map(str, material.resolutions))}, {len(material.learned)} examples): set a lower resolution,"
-        " batch_size or lora_rank, send fewer pictures, or take a GPU with more memory"
-    )
-
-
-def _attempt(
-    material: Material,
-    flux: Base,
-    plan: Plan,
-    settings: Settings,
-    save: Callable[[FluxTransformer2DModel, Plan, Settings], None],
-    told: Audience,
-) -> tuple[list[Preview], Curve]:
+def _attempt(material: Material, flux: Base, plan: Plan, settings: Settings, save: Save, told: Audience) -> Learned:
     texts, asked, stage = material.texts, material.asked, told.stage
     with contextlib.ExitStack() as lent:
         with stage("loading the transformer"):

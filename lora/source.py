@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
 
-from lora import disk, wait, weights
+from lora import archive, disk, wait, weights
 from lora.request import without_secrets
 
 MAX_BYTES = 4 * 2**30
@@ -125,7 +125,7 @@ def _download(url: str, folder: Path) -> Path:
                 raise ValueError(f"{called} could not be fetched: {_told(error)}") from None
         time.sleep(2 ** (attempt - 1))
     with path.open("rb") as file:
-        if re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype|!--|html|head|\?xml)", file.read(512), re.IGNORECASE):
+        if archive.is_web_page(file.read(512)):
             raise ValueError(
                 f"{called} answers with a web page: give the address of the file itself, not of a page that offers it"
                 " or asks for a login"

@@ -38,7 +38,7 @@ LORA = {
         *("adapter", "base", "encode", "fit", "generate", "graphs", "hardware", "names", "prior", "report"),
         *("validation", "watch"),
     },
-    "source": {"disk", "request", "wait", "weights"},
+    "source": {"archive", "disk", "request", "wait", "weights"},
     "resume": {"adapter", "record", "request", "source", "weights"},
     "hub": {"report", "request", "wait"},
     "tracker": set(),

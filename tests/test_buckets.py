@@ -302,3 +302,12 @@ def test_real_photographs_keep_their_colours_and_lose_nothing(name, photographs,
         whole = Image.open(photo.path)
         assert whole.width == whole.height  # so the bucket holds all of it
         assert difference(fitted, whole.convert("RGB").resize((512, 512), Image.Resampling.LANCZOS)) < 2
+
+
+def test_a_picture_that_is_looked_at_small_is_decoded_small_and_not_smaller_than_that(tmp_path):
+    path = saved(Image.linear_gradient("L").resize((4000, 1000)).convert("RGB"), tmp_path / "a.jpg", format="JPEG")
+    small, whole = buckets.read_picture(path, 200_000), buckets.read_picture(path)
+    assert whole.size == (4000, 1000)
+    assert small.size == (2000, 500)  # at a half: a quarter has too few
+    assert small.width / small.height == pytest.approx(4, rel=0.01)
+    assert buckets.read_picture(path, 10**9).size == whole.size

@@ -74,7 +74,8 @@ def paths(tmp_path: Path) -> dict[str, Path]:
     return named
 
 
-def read(path: Path) -> Image.Image:
+def read(path: Path, pixels: int) -> Image.Image:
+    assert pixels == 768**2
     with Image.open(path) as image:
         return image.convert("RGB")
 

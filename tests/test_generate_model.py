@@ -15,6 +15,7 @@ from diffusers import FluxPipeline
 from PIL import Image
 from server import Server
 
+from generate import Predictor
 from lora import base, job, weights
 from lora.base import Base
 from tests.test_request import a_request
@@ -143,3 +144,18 @@ def test_mistakes_are_told_and_the_next_drawing_is_as_ever(artist: Server, tmp_p
     [after] = _drawn(artist)
     assert (np.asarray(before) == np.asarray(after)).all()
     assert len([name for name in artist.leftovers() if "pictures" in name]) == 1
+
+
+def test_after_a_lora_that_failed_the_one_before_is_not_drawn_with_unasked(trained: Path, tmp_path: Path) -> None:
+    predictor = Predictor()
+    predictor.setup()
+    predictor.put_on([("lora_weights", str(trained), 1.0)])
+    assert any("lora" in name for name in predictor.pipeline.transformer.state_dict())
+    other = tmp_path / "other.safetensors"
+    weights.write(other, {"transformer_blocks.0.attn.to_q": (torch.zeros(4, 7), torch.zeros(7, 4))}, {})
+    for nothing in (str(other), str(tmp_path / "none.tar")):
+        with pytest.raises(ValueError, match="lora_weights"):
+            predictor.put_on([("lora_weights", nothing, 1.0)])
+    assert len(list(Path(predictor.folder.name).iterdir())) <= 2
+    predictor.put_on([])
+    assert not any("lora" in name for name in predictor.pipeline.transformer.state_dict())
