@@ -182,8 +182,8 @@ def make_lesson(case: Case, transformer: FluxTransformer2DModel, text_tokens: in
         Example(
             name=f"{number} at {side}x{side}",
             size=(side // 8, side // 8),
-            mean=randn(*shape(side)),
-            std=randn(*shape(side)).abs() / 10,
+            mean=encode.in_host_memory(randn(*shape(side))),
+            std=encode.in_host_memory(randn(*shape(side)).abs() / 10),
             caption=caption,
         )
         for side in case.sides
@@ -202,8 +202,8 @@ def make_lesson(case: Case, transformer: FluxTransformer2DModel, text_tokens: in
     ]
     texts = {
         prompt: {
-            "prompt_embeds": randn(text_tokens, config.joint_attention_dim),
-            "pooled": randn(config.pooled_projection_dim),
+            "prompt_embeds": encode.in_host_memory(randn(text_tokens, config.joint_attention_dim)),
+            "pooled": encode.in_host_memory(randn(config.pooled_projection_dim)),
         }
         for prompt in ("", caption)
     }
@@ -355,8 +355,9 @@ def fixed_inputs(transformer: FluxTransformer2DModel, lesson: Lesson) -> list[li
     drawings."""
 
     def arguments(noisy: Tensor, size: tuple[int, int], guidance: float) -> dict[str, Any]:
-        text = encode.stack(lesson.texts, [lesson.examples[0].caption] * len(noisy))
-        tokens, device = text["prompt_embeds"].shape[1], noisy.device
+        device = noisy.device
+        text = encode.stack(lesson.texts, [lesson.examples[0].caption] * len(noisy), device)
+        tokens = text["prompt_embeds"].shape[1]
         scale = torch.full((len(noisy),), guidance, device=device)
         return {
             "hidden_states": noisy,
@@ -373,7 +374,7 @@ def fixed_inputs(transformer: FluxTransformer2DModel, lesson: Lesson) -> list[li
     drawings = lesson.priors[:count]
     for start in range(0, len(lesson.examples), count):
         pictures = lesson.examples[start : start + count]
-        noisy = torch.stack([picture.mean for picture in pictures])
+        noisy = encode.batched([picture.mean for picture in pictures], transformer.device)
         of_pictures = arguments(noisy, pictures[0].size, flow.TRAINING_GUIDANCE), noisy.float()
         kept = torch.stack([drawing.noisy for drawing in drawings])
         of_drawings = arguments(kept, drawings[0].size, flow.TRAINING_GUIDANCE), kept.float()

@@ -12,7 +12,7 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from lora import flow, prior
-from lora.encode import Example, Text, stack
+from lora.encode import Example, Text, batched, stack
 from lora.prior import Prior
 
 FLUX_WIDTH = 3072
@@ -117,21 +117,21 @@ def step_loss(
     settings: Settings,
 ) -> Tensor:
     """The flow-matching loss of one batch of examples under `captions`, a scalar with a gradient."""
-    mean = torch.stack([example.mean for example in batch])  # (B, S, 4C)
-    std = torch.stack([example.std for example in batch])
+    device = generator.device
+    mean = batched([example.mean for example in batch], device)  # (B, S, 4C)
+    std = batched([example.std for example in batch], device)
 
     def randn() -> Tensor:
-        return torch.randn(mean.shape, generator=generator, device=generator.device).to(mean)
+        return torch.randn(mean.shape, generator=generator, device=device).to(mean)
 
     latents = mean + std * randn()
     noise = randn()
     if settings.uniform_timesteps:
-        timesteps = torch.rand(len(batch), generator=generator, device=generator.device)
+        timesteps = torch.rand(len(batch), generator=generator, device=device)
     else:
         timesteps = flow.sample_timesteps(len(batch), generator, settings.timestep_mean)
-    timesteps = timesteps.to(mean.device)
     noisy = flow.add_noise(latents, noise, timesteps)
-    text = stack(texts, captions)
+    text = stack(texts, captions, device)
     prediction = flow.velocity(transformer, noisy, timesteps, settings.guidance, text, batch[0].size)
     return flow.flow_loss(prediction, latents, noise)
 
@@ -142,7 +142,7 @@ def prior_loss(
     """How far the adapted model has gone from the base on steps of the base's own drawings, a scalar."""
     noisy = torch.stack([p.noisy for p in batch])
     timesteps = torch.tensor([p.timestep for p in batch]).to(noisy.device, non_blocking=True)
-    text = stack(texts, [p.prompt for p in batch])
+    text = stack(texts, [p.prompt for p in batch], noisy.device)
     prediction = flow.velocity(transformer, noisy, timesteps, guidance, text, batch[0].size)
     return F.mse_loss(prediction.float(), torch.stack([p.velocity for p in batch]).float())
 

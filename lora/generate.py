@@ -143,8 +143,8 @@ def draw(
         asked: dict[str, object] = {"prompt": prompt, "max_sequence_length": tokens}
     else:
         asked = {
-            "prompt_embeds": prompt["prompt_embeds"][None],
-            "pooled_prompt_embeds": prompt["pooled"][None],
+            "prompt_embeds": prompt["prompt_embeds"][None].to(pipeline.transformer.device),
+            "pooled_prompt_embeds": prompt["pooled"][None].to(pipeline.transformer.device),
         }
     if start is not None:
         if int(steps * strength) < 1:

@@ -20,7 +20,7 @@ ADAPTER = 18 * 65_372_160 / 16 / FLUX_DEV
 """Bytes for each parameter of the base and each rank: a float32 weight, its gradient and Adam's two means, and a bf16
 copy; there are 65 million at rank 16."""
 RESERVE = 3 * GIB
-"""For CUDA itself, the text embeddings, latents and the base's drawings, and room that no tensor fits."""
+"""For CUDA itself, a batch's latents and text embeddings, the base's drawings, and room that no tensor fits."""
 STEPS_TO_COMPILE_FOR = 400
 """Fewer would not repay the minute that compiling takes. An estimate; it has not been measured."""
 CAPABILITY_TO_COMPILE_FLOAT8 = (8, 9)

@@ -100,11 +100,29 @@ def _attempt(material: Material, flux: Base, plan: Plan, settings: Settings, sav
             adapter.round_off(parameters)
             save(transformer, plan, settings)
         with stage("previews"):
-            drawn = {**watch.drawn, watch.best or len(curve.losses): sketch()}
-            told.tracked.pictures(asked, len(curve.losses), list(drawn.values())[-1])
-            transformer.disable_adapters()
-            previews = report.pair_up(asked, sketch(), drawn)
+            previews = _before_and_after(material, transformer, sketch, watch, curve, told)
     return previews, curve
+
+
+def _before_and_after(
+    material: Material,
+    transformer: FluxTransformer2DModel,
+    sketch: Callable[[], list[Image.Image]],
+    watch: Watch,
+    curve: Curve,
+    told: Audience,
+) -> list[Preview]:
+    """The previews, or none where they cannot be drawn: the LoRA is saved by then, and no picture of it may cost it."""
+    steps = len(curve.losses)
+    try:
+        drawn = {**watch.drawn, watch.best or steps: sketch()}
+        told.tracked.pictures(material.asked, steps, list(drawn.values())[-1])
+        transformer.disable_adapters()
+        return report.pair_up(material.asked, sketch(), drawn)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        told.log(f"{WARNING}the previews could not be drawn and are left out; the LoRA is whole ({reason})")
+        return []
 
 
 def _sketcher(

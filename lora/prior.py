@@ -148,7 +148,7 @@ def draw(
     priors = []
     for start in range(0, len(wanted), batch_size):
         batch = list(wanted[start : start + batch_size])
-        text = stack(texts, batch)
+        text = stack(texts, batch, device)
         dtype = text["prompt_embeds"].dtype
         x = torch.randn(len(batch), tokens, channels, generator=generator).to(device, dtype)
         for now, then in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):

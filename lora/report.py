@@ -347,9 +347,10 @@ def page(
     if warnings:
         listed = "".join(f"<li>{_text(warning)}</li>" for warning in warnings)
         parts.append(f'<h2>Warnings</h2><div class="warnings"><ul>{listed}</ul></div>')
-    parts.append("<h2>Before and after</h2>")
-    parts.append('<p class="soft">The same prompt and seed, drawn by the base alone and with this LoRA.</p>')
-    parts.append(f'<div class="previews">{"".join(_preview(preview, word) for preview in previews)}</div>')
+    if previews:
+        parts.append("<h2>Before and after</h2>")
+        parts.append('<p class="soft">The same prompt and seed, drawn by the base alone and with this LoRA.</p>')
+        parts.append(f'<div class="previews">{"".join(_preview(preview, word) for preview in previews)}</div>')
     parts.append(f'<h2>Loss</h2><div class="chart">{loss_svg(curve)}</div><p class="soft">{_in_words(curve)}</p>')
     parts.append("<h2>Training pictures</h2>")
     parts.append(
@@ -383,7 +384,10 @@ def write(
     curve: Curve,
     warnings: Sequence[str],
 ) -> dict[str, Path]:
-    """Writes the report into a new folder and returns the tar's member names with the files' paths."""
+    """Writes the report into a new folder and returns the tar's member names with the files' paths.
+
+    Where there are no previews (they could not be drawn) it has no `preview.webp`.
+    """
     folder.mkdir()
     words = {
         "loss.svg": loss_svg(curve),
@@ -391,8 +395,9 @@ def write(
     }
     for name, text in words.items():
         (folder / name).write_text(text, encoding="utf-8")
-    preview_sheet(previews).save(folder / "preview.webp", quality=90)
-    return {f"report/{name}": folder / name for name in (*words, "preview.webp")}
+    if previews:
+        preview_sheet(previews).save(folder / "preview.webp", quality=90)
+    return {f"report/{path.name}": path for path in sorted(folder.iterdir())}
 
 
 def _text(value: object) -> str:

@@ -13,7 +13,7 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from lora import flow
-from lora.encode import Example, Text, stack
+from lora.encode import Example, Text, batched, stack
 
 CHECKS = 12
 """In a training, and one before it: some 1.5 % of its time, where it has 1000 steps."""
@@ -54,15 +54,16 @@ def loss(
     Takes nothing from the training's own randomness and leaves nothing behind: with or without it, the weights are the
     same.
     """
+    device = next(transformer.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     losses = []
     for look in range(LOOKS):
         example = examples[look % len(examples)]
-        latents = example.mean[None]
+        latents = batched([example.mean], device)
         noise = torch.randn(latents.shape, generator=generator).to(latents)
-        timesteps = torch.full((1,), (look + 0.5) / LOOKS, device=latents.device)
+        timesteps = torch.full((1,), (look + 0.5) / LOOKS, device=device)
         noisy = flow.add_noise(latents, noise, timesteps)
-        text = stack(texts, [example.caption])
+        text = stack(texts, [example.caption], device)
         prediction = flow.velocity(transformer, noisy, timesteps, flow.TRAINING_GUIDANCE, text, example.size)
         losses.append(flow.flow_loss(prediction, latents, noise))
     return torch.stack(losses).mean().item()

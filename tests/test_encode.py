@@ -49,6 +49,6 @@ def test_prompts_are_encoded_as_the_whole_pipeline_does_and_long_ones_are_told(t
     # not bit for bit: a product of several prompts is added up in another order
     torch.testing.assert_close(texts["a TOK"]["prompt_embeds"], embeds[0])
     torch.testing.assert_close(texts["a TOK"]["pooled"], pooled[0])
-    batch = encode.stack(texts, ["", "a TOK"])
+    batch = encode.stack(texts, ["", "a TOK"], torch.device("cpu"))
     assert torch.equal(batch["pooled"][1], texts["a TOK"]["pooled"])
     assert batch["prompt_embeds"].shape == (2, toy.t5_tokens, embeds.shape[-1])

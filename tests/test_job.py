@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lora import fit, job
+from lora import fit, generate, job
 from tests.test_request import a_request
 
 FAST = {"training_steps": 3, "prior_loss_weight": 0.0}
@@ -73,6 +73,32 @@ def test_the_tar_holds_the_weights_captions_and_the_record_and_nothing_is_left(
     assert "TOY BASE" in lines[0]
     assert any(line.startswith("step 3/3 (100%)") for line in lines)
     assert lines[-1].startswith("seconds: ")
+
+
+def test_previews_that_fail_cost_nobody_the_lora(
+    archive: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+
+    whole = _run(archive, tmp_path / "whole")
+    monkeypatch.setattr(generate, "draw", fails)
+    lines: list[str] = []
+    tar = _run(archive, tmp_path / "out", lines.append)
+    with tarfile.open(tar) as opened, tarfile.open(whole) as other:
+        assert {*other.getnames()} - {*opened.getnames()} == {"report/preview.webp"}
+        lora, wanted = (tar.extractfile(job.WEIGHTS_MEMBER) for tar in (opened, other))
+        assert lora
+        assert wanted
+        assert lora.read() == wanted.read()
+        page = opened.extractfile("report/index.html")
+        assert page is not None
+        text = page.read().decode()
+    assert "previews could not be drawn" in text
+    assert "Before and after" not in text
+    assert sum(line.startswith("step 3/3 (100%)") for line in lines) == 1, "trained once"
+    assert [line for line in lines if "CUDA out of memory." in line]
+    assert list(work.iterdir()) == []
 
 
 def test_the_same_request_gives_the_same_tar_byte_for_byte(archive: Path, work: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from lora.hardware import Plan
 from lora.layer import AdaptedLinear, Float8Backward, Float8Linear
 from toyflux import world
 
+CPU = torch.device("cpu")
 SIZES = ((4, 4), (2, 6))
 
 
@@ -65,7 +66,7 @@ def _gradients_on(
     for size in SIZES:
         noisy, wanted = randn(2, size[0] * size[1] // 4, 16), randn(2, size[0] * size[1] // 4, 16)
         # 1000 times the timestep and the guidance are such as bf16 holds, too.
-        times, text = torch.tensor([0.25, 0.5]), encode.stack(said, ["a TOK", "a red house"])
+        times, text = torch.tensor([0.25, 0.5]), encode.stack(said, ["a TOK", "a red house"], CPU)
         predicted = flow.velocity(transformer, noisy.to(dtype), times, 1.0, text, size)
         F.mse_loss(predicted.float(), wanted.float()).backward()
     return {name: p.grad for name, p in trained.items() if p.grad is not None}
@@ -100,7 +101,7 @@ def test_in_bf16_every_gradient_is_float32s_within_bf16s_rounding_and_no_worse_t
 
 def test_switched_off_it_is_the_base(tiny_flux: FluxTransformer2DModel, texts: dict[str, Text]) -> None:
     def predict() -> Tensor:
-        text = encode.stack(texts, ["a TOK"])
+        text = encode.stack(texts, ["a TOK"], CPU)
         with torch.no_grad():
             return flow.velocity(tiny_flux, torch.ones(1, 4, 16), torch.tensor([0.5]), 1.0, text, (4, 4))
 
@@ -253,7 +254,7 @@ def test_with_its_backward_pass_in_float8_a_model_says_the_same_and_its_gradient
     assert found == set(adapter.target_modules(tiny_flux))
 
     def predict(model: FluxTransformer2DModel) -> Tensor:
-        text = encode.stack(texts, ["a TOK"])
+        text = encode.stack(texts, ["a TOK"], CPU)
         with torch.no_grad():
             return flow.velocity(model, torch.ones(1, 4, 16), torch.tensor([0.5]), 1.0, text, (4, 4))
 

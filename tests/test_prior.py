@@ -62,9 +62,8 @@ def test_each_step_kept_is_the_bases_own_prediction_where_the_drawing_stood(
     assert min(p.until for p in kept) == 0
     for p in kept:
         with torch.no_grad():
-            again = flow.velocity(
-                tiny_flux, p.noisy[None], torch.tensor([p.timestep]), 3.5, stack(texts, [p.prompt]), p.size
-            )
+            text = stack(texts, [p.prompt], p.noisy.device)
+            again = flow.velocity(tiny_flux, p.noisy[None], torch.tensor([p.timestep]), 3.5, text, p.size)
         torch.testing.assert_close(again[0], p.velocity, rtol=1e-4, atol=1e-5)
     # From pure noise, and each step on from the last.
     first = [p for p in kept if p.timestep == 1]

@@ -541,37 +541,65 @@ def new_transformer() -> FluxTransformer2DModel:
     return transformer
 
 
-Pool = Mapping[tuple[int, int], tuple[Tensor, list[world.Scene], list[float]]]
-"""By size: packed latents (n, tokens, 64) in half precision, the scenes that they show, how often (cumulated)."""
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """What the transformer is shown in one stage, and at what rate it learns. Shares count drawings: pictures of plain
+    things, of pairs and in a style are shown so many times as often as all others."""
+
+    name: str
+    native: float
+    plain: float
+    pairs: float
+    styled: float
+    steps: int
+    lr: float
+    hold: float
+
+    def often(self, scene: world.Scene) -> float:
+        """How often a scene is shown."""
+        if len(scene.items) == 2:
+            return self.pairs
+        if scene.style is not None:
+            return self.styled
+        look = scene.items[0].look
+        return self.plain if isinstance(look, world.Thing) and look.fill == "plain" else 1.0
 
 
-def _often(scene: world.Scene) -> float:
-    """How often a scene is shown: plain things most, since all others build on them, and pairs more than their share,
-    since who is who in company is learned last."""
-    if len(scene.items) == 2:
-        return 1.5
-    if scene.style is not None:
-        return 0.7
-    look = scene.items[0].look
-    return 1.7 if isinstance(look, world.Thing) and look.fill == "plain" else 1.0
+COURSES = (
+    Course(name="transformer", native=0.8, plain=1.7, pairs=1.5, styled=0.7, steps=20000, lr=2e-3, hold=0.3),
+    Course(name="breadth", native=0.4, plain=1.0, pairs=4.0, styled=1.2, steps=10000, lr=1.5e-3, hold=0.0),
+)
+"""Plain things on square pictures first, since all others build on them; then what is learned last: who is who in
+company, styles, and other proportions (`native` is the share of batches that are square)."""
 
 
-def render_pool(machine: Machine, vae: AutoencoderKL, count: int, log: Callable[[str], None]) -> Pool:
-    """This worker's share of `count` pictures of the world, encoded once."""
-    path = machine.work / f"pool.{machine.rank}of{machine.workers}.pt"
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """Pictures that a course shows, encoded once. By size: packed latents (n, tokens, 64) in half precision, the scenes
+    that they show, how often (cumulated)."""
+
+    native: float
+    pictures: Mapping[tuple[int, int], tuple[Tensor, list[world.Scene], list[float]]]
+
+
+def render_pool(machine: Machine, vae: AutoencoderKL, course: Course, count: int, log: Callable[[str], None]) -> Pool:
+    """This worker's share of `count` pictures of the world, new for every course."""
+    path = machine.work / f"{course.name} pool.{machine.rank}of{machine.workers}.pt"
     if not path.exists():
-        torch.save(_render(machine, vae, count // machine.workers, log), path)
+        torch.save(_render(machine, vae, course, count // machine.workers, log), path)
     pool = torch.load(path, weights_only=False)
-    return {size: (z, scenes, list(accumulate(map(_often, scenes)))) for size, (z, scenes) in pool.items()}
+    pictures = {size: (z, scenes, list(accumulate(map(course.often, scenes)))) for size, (z, scenes) in pool.items()}
+    return Pool(native=course.native, pictures=pictures)
 
 
 def _render(
-    machine: Machine, vae: AutoencoderKL, count: int, log: Callable[[str], None]
+    machine: Machine, vae: AutoencoderKL, course: Course, count: int, log: Callable[[str], None]
 ) -> dict[tuple[int, int], tuple[Tensor, list[world.Scene]]]:
-    rng = random.Random(f"pool {machine.rank}")
+    rng = random.Random(f"{course.name} pool {machine.rank}")
     scenes: dict[tuple[int, int], list[world.Scene]] = {}
     for _ in range(count):
-        scenes.setdefault(world.training_size(rng), []).append(world.training_scene(rng))
+        size = world.NATIVE if rng.random() < course.native else rng.choice(world.SIZES)
+        scenes.setdefault(size, []).append(world.training_scene(rng))
     pool = {}
     for size, shown in scenes.items():
         packed = []
@@ -588,13 +616,17 @@ def _render(
 
 
 def train_transformer(
-    machine: Machine, text: Text, pool: Pool, steps: int, batch: int, log: Callable[[str], None]
-) -> FluxTransformer2DModel:
+    machine: Machine,
+    text: Text,
+    transformer: FluxTransformer2DModel,
+    course: Course,
+    pool: Pool,
+    batch: int,
+    log: Callable[[str], None],
+) -> None:
     """Flow matching: predict noise - latents at sigma from a logit-normal (mean 1.2) mixed with a uniform.
 
     High noise is where the text alone decides: that is what takes long to learn. The uniform part is for detail."""
-    torch.manual_seed(2)
-    transformer = new_transformer().to(machine.device)
     share = max(1, batch // machine.workers)
 
     def loss_of(step: int, rng: random.Random) -> Tensor:
@@ -609,16 +641,24 @@ def train_transformer(
         return F.mse_loss(v, noise - z)
 
     matrices = [p for n, p in transformer.named_parameters() if p.ndim == 2 and "blocks" in n and "norm" not in n]
-    fit("transformer", machine, transformer, loss_of, steps=steps, lr=2e-3, matrices=matrices, hold=0.3, log=log)
-    return transformer.eval().requires_grad_(False)
+    fit(
+        course.name,
+        machine,
+        transformer,
+        loss_of,
+        steps=course.steps,
+        lr=course.lr,
+        matrices=matrices,
+        hold=course.hold,
+        log=log,
+    )
 
 
 def sample_batch(pool: Pool, count: int, step: int, rng: random.Random) -> tuple[Tensor, list[str], tuple[int, int]]:
     """Latents of one size (the same for all workers in a step) and captions in somebody's words."""
-    sizes = list(pool)
-    weights = [4.0 * len(world.SIZES) if size == world.NATIVE else 1.0 for size in sorted(sizes)]
-    size = random.Random(f"size {step}").choices(sorted(sizes), weights)[0]
-    latents, scenes, shares = pool[size]
+    draw = random.Random(f"size {step}")
+    size = world.NATIVE if draw.random() < pool.native else draw.choice(world.SIZES)
+    latents, scenes, shares = pool.pictures[size]
     picked = rng.choices(range(len(scenes)), cum_weights=shares, k=count)
     return latents[picked].float(), [world.paraphrase(scenes[i], rng) for i in picked], size
 
@@ -724,8 +764,12 @@ def _work(rank: int, arguments: argparse.Namespace) -> None:
     log: Callable[[str], None] = lambda line: print(line, flush=True)  # noqa: E731
     text = train_text(machine, 1000, 48, log)
     vae = train_vae(machine, 8000, 8, log)
-    pool = render_pool(machine, vae, 24000, log)
-    teacher = train_transformer(machine, text, pool, 20000, 32, log)
+    torch.manual_seed(2)
+    teacher = new_transformer().to(machine.device)
+    for course in COURSES:
+        pool = render_pool(machine, vae, course, 24000, log)
+        train_transformer(machine, text, teacher, course, pool, 32, log)
+    teacher.eval().requires_grad_(False)
     student = distil_guidance(machine, text, teacher, pool, 500, 32, log)
     if rank == 0:
         save_pipeline(arguments.out, vae, text, student)
