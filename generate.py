@@ -184,6 +184,8 @@ class Predictor(BasePredictor):
                     shutil.rmtree(folder, ignore_errors=True)
                     raise
                 self.folders[origin] = folder
+            elif origin != self.trained:
+                print(f"{called}: as it was fetched before, for the last drawing")
             loras.append(Lora(name=called, file=self.files[origin], scale=scale))
         if loras != self.loras:
             self.loras = None

@@ -107,7 +107,7 @@ def train(
     ),
     stop_early: bool = Input(
         default=False,
-        description="Keep one picture out of the training (where there are 8 or more) and stop when its loss has turned, with the weights of its lowest.",
+        description="Keep one picture out of the training (where there are 8 or more) and stop when its loss has turned. The weights are those of its lowest.",
     ),
     layers_to_optimize_regex: Optional[str] = Input(
         default=None,

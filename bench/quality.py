@@ -492,12 +492,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(argv)
-    lines = list(done_before(arguments.results))
-    finished = {tuple(line[key] for key in Cell.__dataclass_fields__) for line in lines}
-    wanted = [cell for cell in cells(arguments) if tuple(asdict(cell).values()) not in finished]
-    print(f"{len(wanted)} trainings to do, {len(lines)} in {arguments.results}", flush=True)
+    asked = {tuple(asdict(cell).values()): cell for cell in cells(arguments)}
+    before = {tuple(line[key] for key in Cell.__dataclass_fields__): line for line in done_before(arguments.results)}
+    lines = [line for key, line in before.items() if key in asked]  # what else is in the file is not comparable
+    wanted = [cell for key, cell in asked.items() if key not in before]
+    print(f"{len(wanted)} trainings to do, {len(lines)} of {len(asked)} in {arguments.results}", flush=True)
     with arguments.results.open("a", encoding="utf-8") as file:
-        file.write("\n" if lines else "")  # the last line may have been cut
+        file.write("\n" if before else "")  # the last line may have been cut
         for line in run_all(wanted, arguments.workers, arguments.minutes):
             lines.append(line)
             file.write(json.dumps(line) + "\n")

@@ -193,10 +193,10 @@ def make_lesson(case: Case, transformer: FluxTransformer2DModel, text_tokens: in
         Prior(
             prompt=caption,
             size=(small // 8, small // 8),
-            noisy=randn(*shape(small)),
+            noisy=encode.in_host_memory(randn(*shape(small))),
             timestep=(n + 1) / PRIORS,
             until=n / PRIORS,
-            velocity=randn(*shape(small)),
+            velocity=encode.in_host_memory(randn(*shape(small))),
         )
         for n in range(PRIORS)
     ]
@@ -376,7 +376,7 @@ def fixed_inputs(transformer: FluxTransformer2DModel, lesson: Lesson) -> list[li
         pictures = lesson.examples[start : start + count]
         noisy = encode.batched([picture.mean for picture in pictures], transformer.device)
         of_pictures = arguments(noisy, pictures[0].size, flow.TRAINING_GUIDANCE), noisy.float()
-        kept = torch.stack([drawing.noisy for drawing in drawings])
+        kept = encode.batched([drawing.noisy for drawing in drawings], transformer.device)
         of_drawings = arguments(kept, drawings[0].size, flow.TRAINING_GUIDANCE), kept.float()
         lap.append([of_pictures, of_drawings])
     return lap

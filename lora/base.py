@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, HTTPError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
@@ -33,6 +33,8 @@ TOKENIZERS = {
 """Their vocabularies, in either of two ways."""
 READ_AT_ONCE = 2**20
 """Bytes."""
+MOST_ON_A_CPU = 1e9
+"""Parameters of the transformer. FLUX.1-dev's 12 billion would be 48 GB there, and minutes a step."""
 FILES = ("model_index.json", *(f"{c}/*" for c in (*COMPONENTS, "tokenizer", "tokenizer_2", "scheduler")))
 
 
@@ -154,23 +156,29 @@ class Base:
 
     def skeleton(self) -> FluxTransformer2DModel:
         """The transformer without its weights, on torch's meta device: for the names and sizes of its layers."""
-        with torch.device("meta"):
-            return FluxTransformer2DModel.from_config(_read_json(self.folder / "transformer" / "config.json"))
+        return _skeleton(self.folder / "transformer" / "config.json")
 
 
 def find(name: str | None, gpu: Gpu | None, token: str | None = None) -> Base:
     """The base that `name` means: a folder, or an id on the Hugging Face Hub; FLUX.1-dev or the toy where it is None.
 
     `token` opens a gated base on the Hub; without one HF_TOKEN does. Raises ValueError that names FLUX_BASE where there
-    is no such folder or id, where the Hub refuses, and where a file is missing or cut short.
+    is no such folder or id, where the Hub refuses, where a file is missing or cut short, and (before the weights are
+    fetched) where the base is too large for a machine without a GPU.
     """
     if not name and gpu is None:
         reason = "no GPU and no FLUX_BASE: THIS IS THE TOY BASE, which draws simple little pictures, not photographs"
         return _open("toyflux", TOY, reason)
     name = name or FLUX_DEV
     if Path(name).is_dir():
-        return _open(Path(name).resolve().name, Path(name), "the folder in FLUX_BASE")
+        base = _open(Path(name).resolve().name, Path(name), "the folder in FLUX_BASE")
+        if gpu is None:
+            _check_size_for_a_cpu(base.name, base.parameters)
+        return base
     try:
+        if gpu is None:
+            config = wait.interruptibly(lambda: hf_hub_download(name, "transformer/config.json", token=token))
+            _check_size_for_a_cpu(name, sum(p.numel() for p in _skeleton(Path(config)).parameters()))
         folder = wait.interruptibly(lambda: snapshot_download(name, allow_patterns=list(FILES), token=token))
     except HFValidationError as error:
         raise ValueError(
@@ -180,7 +188,7 @@ def find(name: str | None, gpu: Gpu | None, token: str | None = None) -> Base:
     except GatedRepoError as error:
         raise ValueError(
             f"FLUX_BASE: {name} is gated: accept its licence on its page at the Hugging Face Hub, then give a token of"
-            " that account as hf_token, or set HF_TOKEN to it"
+            " that account as hf_token (script/generate takes none), or set HF_TOKEN to it"
         ) from error
     except RepositoryNotFoundError as error:
         raise ValueError(
@@ -193,6 +201,19 @@ def find(name: str | None, gpu: Gpu | None, token: str | None = None) -> Base:
             " to a folder that holds it"
         ) from error
     return _open(name, Path(folder), "from the Hugging Face Hub")
+
+
+def _check_size_for_a_cpu(name: str, parameters: int) -> None:
+    if parameters > MOST_ON_A_CPU:
+        raise ValueError(
+            f"FLUX_BASE: {name} has {parameters / 1e9:.0f} billion weights, and there is no GPU to be seen here: give"
+            " the container or the machine its NVIDIA GPU and driver, or leave FLUX_BASE empty for the toy base"
+        )
+
+
+def _skeleton(config: Path) -> FluxTransformer2DModel:
+    with torch.device("meta"):
+        return FluxTransformer2DModel.from_config(_read_json(config))
 
 
 def _check(name: str, folder: Path) -> None:

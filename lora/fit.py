@@ -140,11 +140,12 @@ def prior_loss(
     transformer: FluxTransformer2DModel, batch: Sequence[Prior], texts: Mapping[str, Text], guidance: float
 ) -> Tensor:
     """How far the adapted model has gone from the base on steps of the base's own drawings, a scalar."""
-    noisy = torch.stack([p.noisy for p in batch])
-    timesteps = torch.tensor([p.timestep for p in batch]).to(noisy.device, non_blocking=True)
-    text = stack(texts, [p.prompt for p in batch], noisy.device)
+    device = next(transformer.parameters()).device
+    noisy = batched([p.noisy for p in batch], device)
+    timesteps = torch.tensor([p.timestep for p in batch]).to(device, non_blocking=True)
+    text = stack(texts, [p.prompt for p in batch], device)
     prediction = flow.velocity(transformer, noisy, timesteps, guidance, text, batch[0].size)
-    return F.mse_loss(prediction.float(), torch.stack([p.velocity for p in batch]).float())
+    return F.mse_loss(prediction.float(), batched([p.velocity for p in batch], device).float())
 
 
 def fit(

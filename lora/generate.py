@@ -90,9 +90,15 @@ def put_on(pipeline: FluxPipeline, loras: Sequence[Lora], log: Callable[[str], N
 def _fitting(transformer: FluxTransformer2DModel, lora: Lora, log: Callable[[str], None]) -> dict[str, names.Pair]:
     """The layers of a LoRA that the transformer has, in the size that it has."""
     try:
-        pairs = weights.read(lora.file).pairs
+        read = weights.read(lora.file)
     except ValueError as error:
         raise ValueError(f"{lora.name}: {error}") from error
+    pairs = read.pairs
+    if read.strange:
+        log(
+            f"warning: {lora.name}: {len(read.strange)} of its keys are of no layer of FLUX's transformer and are left"
+            f" out: {names.some(read.strange)}"
+        )
     sizes = adapter.shapes(transformer)
     fitting = {layer: (a, b) for layer, (a, b) in pairs.items() if sizes.get(layer) == (b.shape[0], a.shape[1])}
     left_out = [layer for layer in pairs if layer not in fitting]
@@ -136,8 +142,8 @@ def draw(
     """One picture of `size` (width, height) in pixels. The noise is drawn on the CPU: a seed means the same anywhere.
 
     `prompt` is text, of which T5 reads `tokens`, or the embeddings `prompt_embeds` (T, D) and `pooled` (P,) of one.
-    Where there is a picture to `start` from, it must have this size. Raises ValueError where so few steps are left at
-    this strength that nothing would be drawn.
+    Where there is a picture to `start` from, it must have this size. Raises ValueError where at this strength nothing
+    would be drawn.
     """
     if isinstance(prompt, str):
         asked: dict[str, object] = {"prompt": prompt, "max_sequence_length": tokens}
@@ -147,10 +153,8 @@ def draw(
             "pooled_prompt_embeds": prompt["pooled"][None].to(pipeline.transformer.device),
         }
     if start is not None:
-        if int(steps * strength) < 1:
-            raise ValueError(
-                f"prompt_strength: at {strength:g} none of {steps} steps is left to draw; give {1 / steps:.2g} or more"
-            )
+        if int(steps - steps * strength) == steps:  # as the pipeline counts
+            raise ValueError(f"prompt_strength: at {strength:g} nothing is left to draw; give more than 0")
         # Without a dtype it would turn the shared models into float32, for good (huggingface/diffusers#12754).
         pipeline = FluxImg2ImgPipeline.from_pipe(pipeline, dtype=pipeline.transformer.dtype)
         pipeline.set_progress_bar_config(disable=True)

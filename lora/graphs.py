@@ -23,16 +23,18 @@ ones; and as many more for each way in which `layers_to_optimize_regex` adapts s
 def compiled(transformer: FluxTransformer2DModel, shapes: int, **options: object) -> Iterator[None]:
     """Within it the blocks are compiled, for any sizes where there are more `shapes` than one.
 
-    What was compiled lies in TORCHINDUCTOR_CACHE_DIR, and the next training on such a GPU finds it there; the second of
-    the two settings keeps what comes before the kernels too, which torch does by itself only for a model without a
-    function of its own (`lora.layer`).
+    What was compiled lies in TORCHINDUCTOR_CACHE_DIR, and the next training on such a GPU finds it there, with what
+    comes before the kernels too, which torch keeps by itself only for a model without a function of its own
+    (`lora.layer`).
 
-    `options` go to `torch.compile`. Where a compiler fails in a block's forward pass the block runs as it is, and torch
-    warns: slower, and right. A failure in the backward pass ends the training.
+    `options` go to `torch.compile`. Where a compiler fails the block runs as it is, and torch warns: slower, and right.
+    So that this holds for the backward pass, it is compiled together with the forward pass, not when it is first run.
     """
     with (
         torch._dynamo.config.patch(recompile_limit=MOST, suppress_errors=True),
-        torch._functorch.config.patch(autograd_cache_allow_custom_autograd_functions=True),
+        torch._functorch.config.patch(
+            autograd_cache_allow_custom_autograd_functions=True, force_non_lazy_backward_lowering=True
+        ),
     ):
         transformer.compile_repeated_blocks(dynamic=shapes > 1, **options)
         yield

@@ -20,7 +20,7 @@ ADAPTER = 18 * 65_372_160 / 16 / FLUX_DEV
 """Bytes for each parameter of the base and each rank: a float32 weight, its gradient and Adam's two means, and a bf16
 copy; there are 65 million at rank 16."""
 RESERVE = 3 * GIB
-"""For CUDA itself, a batch's latents and text embeddings, the base's drawings, and room that no tensor fits."""
+"""For CUDA itself, a batch's latents and text embeddings, and room that no tensor fits."""
 STEPS_TO_COMPILE_FOR = 400
 """Fewer would not repay the minute that compiling takes. An estimate; it has not been measured."""
 CAPABILITY_TO_COMPILE_FLOAT8 = (8, 9)
@@ -114,6 +114,12 @@ WAYS = ((False, False), (False, True), (True, True))
 
 def _halvings(batch_size: int) -> list[int]:
     return [batch_size >> times for times in range(batch_size.bit_length())]
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether it says that the GPU's memory ran out: torch's allocator has a class for it, CUDA's libraries words."""
+    words = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def safer(plan: Plan) -> Plan | None:

@@ -116,8 +116,8 @@ def card(
 ) -> str:
     """The README.md of the repository.
 
-    `decided` holds the base's name, learning rate, resolutions and seed; `pictures` counts those trained on; `previews`
-    maps the name of an uploaded picture to its prompt.
+    `decided` holds the base's name, learning rate, resolutions, seed and the step whose weights these are; `pictures`
+    counts those trained on; `previews` maps the name of an uploaded picture to its prompt.
     """
     word, base = request.trigger_word, str(decided["base"])
     licence, licence_text = _LICENCES.get(base, _LICENCES[FLUX_DEV])
@@ -130,7 +130,7 @@ def card(
     rows = {
         "Pictures": pictures,
         "Kind": request.lora_type,
-        "Steps": request.training_steps,
+        "Steps": decided.get("weights_of_step", request.training_steps),
         "Learning rate": f"{decided['learning_rate']:.3g}",
         "Rank": request.lora_rank,
         "Resolution": ", ".join(map(str, decided["resolutions"])),

@@ -76,6 +76,8 @@ def run(
     if request.hf_repo_id:
         hub.check_access(request.hf_repo_id, secrets.hf_token or "", request.hf_private)
     gpu = hardware.read_gpu()
+    if flux_base or gpu:
+        log(f"looking for the base {flux_base or base.FLUX_DEV}; where it must be downloaded first, that takes minutes")
     flux = base.find(flux_base, gpu, secrets.hf_token)
     log(f"base: {flux.name} ({flux.reason})")
     skeleton = flux.skeleton()
@@ -126,7 +128,7 @@ def run(
         with stage("encoding pictures"):
             thumbnails: dict[str, bytes] = {}
             examples = encode.encode_pictures(flux, plan, _pictures(found, captions, resolutions, thumbnails, log))
-            held_out = _hold_out(request, found, settings.seed, log)
+            held_out = decided["held_out"] = _hold_out(request, found, settings.seed, log)
             unseen = [example for example in examples if validation.is_of(held_out, example)]
             learned = [example for example in examples if example not in unseen]
         with stage("encoding prompts"):
@@ -138,8 +140,8 @@ def run(
                 log(f"{WARNING}the base reads {flux.t5_tokens} tokens, so the end is lost of: {prompt}")
         members = {WEIGHTS_MEMBER: work / "lora.safetensors"}
 
-        def save(transformer: FluxTransformer2DModel, plan: Plan, settings: Settings) -> None:
-            decided.update(plan=plan.reason, batch_size=settings.batch_size)
+        def save(transformer: FluxTransformer2DModel, plan: Plan, settings: Settings, step: int) -> None:
+            decided.update(plan=plan.reason, batch_size=settings.batch_size, weights_of_step=step)
             adapter.save(transformer, members[WEIGHTS_MEMBER], record.header(request, decided, spoken))
 
         material = Material(
@@ -158,7 +160,14 @@ def run(
         previews, curve = learn.learn(material, flux, plan, settings, save, told)
         with stage("packing"):
             lessons = [
-                Lesson(name=name, caption=own.text, source=own.source, note=own.note, thumbnail=thumbnails[name])
+                Lesson(
+                    name=name,
+                    caption=own.text,
+                    source=own.source,
+                    note=own.note,
+                    thumbnail=thumbnails[name],
+                    held_out=name == held_out,
+                )
                 for name, own in captions.items()
             ]
             members |= _captions_files(work / "captions", captions)
@@ -169,7 +178,8 @@ def run(
         if request.hf_repo_id:
             with stage("uploading"):
                 lora, token = members[WEIGHTS_MEMBER], secrets.hf_token or ""
-                published = hub.publish(request, token, decided, lora, previews, len(found), log)
+                trained_on = len(found) - (held_out is not None)
+                published = hub.publish(request, token, decided, lora, previews, trained_on, log)
         written = record.request_json(request, decided, data, published)
         members["request.json"].write_text(written, encoding="utf-8")
         tar = _tar(members, output)

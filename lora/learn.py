@@ -5,7 +5,6 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 
-import torch
 from diffusers import FluxTransformer2DModel
 from PIL import Image
 
@@ -43,8 +42,8 @@ class Material:
     """The LoRA to go on from."""
 
 
-Save = Callable[[FluxTransformer2DModel, Plan, Settings], None]
-"""Is given the trained transformer, and how it was trained."""
+Save = Callable[[FluxTransformer2DModel, Plan, Settings, int], None]
+"""Is given the trained transformer, how it was trained, and the step whose weights it has."""
 Learned = tuple[list[Preview], Curve]
 
 
@@ -57,7 +56,9 @@ def learn(material: Material, flux: Base, plan: Plan, settings: Settings, save: 
     for last in (False, True):
         try:
             return _attempt(material, flux, plan, settings, save, told)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not hardware.is_out_of_memory(error):
+                raise
             safer = None if last else hardware.safer(plan)
             if safer is None:
                 raise ValueError(
@@ -83,7 +84,7 @@ def _attempt(material: Material, flux: Base, plan: Plan, settings: Settings, sav
             priors = prior.draw(
                 transformer, texts, material.apart, (cells, cells), flux.scheduler, settings.seed, settings.guidance
             )
-        sketch = _sketcher(material, flux, plan, transformer, settings.seed)
+        sketch = _sketcher(material, flux, plan, transformer, settings.seed, told)
         with stage("training"):
             parameters = adapter.attach(transformer, material.rank, settings.seed, material.modules, material.start)
             told.log(f"{sum(p.numel() for p in parameters):,} weights to train, on {len(material.learned)} examples")
@@ -98,46 +99,37 @@ def _attempt(material: Material, flux: Base, plan: Plan, settings: Settings, sav
             curve = watch.curve(follow(reports, settings.steps, watch, told))
             del reports  # and with it the optimizer
             adapter.round_off(parameters)
-            save(transformer, plan, settings)
+            last = watch.best or len(curve.losses)
+            save(transformer, plan, settings, last)
         with stage("previews"):
-            previews = _before_and_after(material, transformer, sketch, watch, curve, told)
+            after = sketch()
+            told.tracked.pictures(asked, len(curve.losses), after)
+            transformer.disable_adapters()
+            previews = report.pair_up(asked, sketch(), {**watch.drawn_before(last), last: after})
     return previews, curve
 
 
-def _before_and_after(
-    material: Material,
-    transformer: FluxTransformer2DModel,
-    sketch: Callable[[], list[Image.Image]],
-    watch: Watch,
-    curve: Curve,
-    told: Audience,
-) -> list[Preview]:
-    """The previews, or none where they cannot be drawn: the LoRA is saved by then, and no picture of it may cost it."""
-    steps = len(curve.losses)
-    try:
-        drawn = {**watch.drawn, watch.best or steps: sketch()}
-        told.tracked.pictures(material.asked, steps, list(drawn.values())[-1])
-        transformer.disable_adapters()
-        return report.pair_up(material.asked, sketch(), drawn)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        told.log(f"{WARNING}the previews could not be drawn and are left out; the LoRA is whole ({reason})")
-        return []
-
-
 def _sketcher(
-    material: Material, flux: Base, plan: Plan, transformer: FluxTransformer2DModel, seed: int
+    material: Material, flux: Base, plan: Plan, transformer: FluxTransformer2DModel, seed: int, told: Audience
 ) -> Callable[[], list[Image.Image]]:
     """A function that draws a picture for each preview's prompt with the transformer as it is then, always from the
-    same noise. The autoencoder is on the device only while it draws."""
+    same noise. The autoencoder is on the device only while it draws.
+
+    Where drawing fails, whatever it is, there are no pictures and a warning says why: none is worth the training.
+    """
     side = min(max(material.resolutions), PREVIEW_SIDE)
 
     def sketch() -> list[Image.Image]:
-        with flux.vae(plan) as vae:
-            pipeline = generate.pipeline_of(transformer, vae, flux.scheduler)
-            return [
-                generate.draw(pipeline, material.texts[prompt], (side, side), seed + i)
-                for i, prompt in enumerate(material.asked)
-            ]
+        try:
+            with flux.vae(plan) as vae:
+                pipeline = generate.pipeline_of(transformer, vae, flux.scheduler)
+                return [
+                    generate.draw(pipeline, material.texts[prompt], (side, side), seed + i)
+                    for i, prompt in enumerate(material.asked)
+                ]
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            told.log(f"{WARNING}previews could not be drawn and are left out; the training is not touched ({reason})")
+            return []
 
     return sketch

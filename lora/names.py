@@ -53,38 +53,46 @@ _PARTS = {"lora_A.weight": "A", "lora_down.weight": "A", "lora_B.weight": "B", "
 _PREFIXES = {"transformer.": "diffusers", "diffusion_model.": "bfl", "base_model.model.": "bfl", "": "bfl"}
 
 
-def parse(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Pair]]:
-    """A LoRA file's tensors -> its naming, and its layers as that naming calls them, with every alpha folded into B.
+def parse(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Pair], list[str]]:
+    """A LoRA file's tensors -> its naming, its layers as that naming calls them, with every alpha folded into B, and
+    the keys that are of none of them: layers of the text encoders, say, which some trainers put into the same file.
 
-    Raises ValueError where a key is in none of the three namings, or half of a pair is missing.
+    Raises ValueError where no key is of such a layer, half of a pair is missing, or a layer has more than a LoRA's
+    parts (a DoRA's scale), without which it would do something else.
     """
     parts: dict[str, dict[str, Tensor]] = {}
     namings: dict[str, str] = {}
-    unknown = []
+    strange: list[str] = []
+    other: list[str] = []
     for key, tensor in weights.items():
         match = re.fullmatch(rf"(.+)\.({'|'.join(_PARTS)})", key)
         found = _place(match[1]) if match else None
         if match is None or found is None:
-            unknown.append(key)
+            stems = [key[: dot.start()] for dot in re.finditer(r"\.", key)]
+            (other if match is None and any(map(_place, stems)) else strange).append(key)
             continue
         naming, layer = found
         part = _PARTS[match[2]]
         parts.setdefault(layer, {})[part] = tensor
         namings.setdefault(naming, key)
-    faults = [f"{len(unknown)} of {len(weights)} keys are not of a FLUX LoRA: {_some(unknown)}"] if unknown else []
+    faults = []
+    if strange and not parts:
+        faults.append(f"none of its {len(weights)} keys is of a FLUX LoRA: {some(strange)}")
+    if other:
+        faults.append(f"{len(other)} of {len(weights)} keys are of another kind of adapter: {some(other)}")
     if len(namings) > 1:
         faults.append(f"it mixes namings: {', '.join(f'{key} ({naming})' for naming, key in namings.items())}")
     halves = [layer for layer, part in parts.items() if not {"A", "B"} <= part.keys()]
     if halves:
-        faults.append(f"{len(halves)} layers have only half of a LoRA: {_some(halves)}")
+        faults.append(f"{len(halves)} layers have only half of a LoRA: {some(halves)}")
     wrong = [layer for layer, part in parts.items() if layer not in halves and not _fits(part["A"], part["B"])]
     if wrong:
-        faults.append(f"A and B of {len(wrong)} layers do not fit each other: {_some(wrong)}")
-    if not parts and not unknown:
+        faults.append(f"A and B of {len(wrong)} layers do not fit each other: {some(wrong)}")
+    if not weights:
         faults.append("it holds no weights")
     if faults:
         raise ValueError("; ".join(faults))
-    return next(iter(namings)), {layer: (part["A"], _scaled(part)) for layer, part in parts.items()}
+    return next(iter(namings)), {layer: (part["A"], _scaled(part)) for layer, part in parts.items()}, strange
 
 
 def from_naming(naming: str, pairs: Mapping[str, Pair]) -> dict[str, Pair]:
@@ -143,7 +151,7 @@ def _join(pairs: Mapping[str, Pair]) -> dict[str, Pair]:
         else:
             unknown.append(name)
     if unknown:
-        raise ValueError(f"these layers have no name there: {_some(unknown)}")
+        raise ValueError(f"these layers have no name there: {some(unknown)}")
     return joined | {name: _diagonal(name, layers, parts) for name, (layers, parts) in groups.items()}
 
 
@@ -209,7 +217,7 @@ def _fits(a: Tensor, b: Tensor) -> bool:
     return a.ndim == b.ndim == 2 and len(a) == b.shape[1]
 
 
-def _some(names: Iterable[str]) -> str:
+def some(names: Iterable[str]) -> str:
     """The first three names, and how many more."""
     names = list(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

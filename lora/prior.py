@@ -19,7 +19,7 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from lora import flow
-from lora.encode import Text, stack
+from lora.encode import Text, in_host_memory, stack
 
 KINDS = {"subject": ("things", "made-up words", "captions"), "style": ("captions",)}
 """What is asked of the base, by `lora_type`; `prompts` says what each means, and of one kind more. A style is held to
@@ -154,7 +154,10 @@ def draw(
         for now, then in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
             timesteps = torch.full((len(batch),), now, device=device)
             v = flow.velocity(transformer, x, timesteps, guidance, text, size)
-            for i, prompt in enumerate(batch):
-                priors.append(Prior(prompt=prompt, size=size, noisy=x[i], timestep=now, until=then, velocity=v[i]))
+            noisy, velocity = in_host_memory(x), in_host_memory(v)
+            priors += [
+                Prior(prompt=prompt, size=size, noisy=noisy[i], timestep=now, until=then, velocity=velocity[i])
+                for i, prompt in enumerate(batch)
+            ]
             x = x + (then - now) * v
     return priors

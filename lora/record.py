@@ -72,6 +72,7 @@ def header(request: TrainRequest, decided: Mapping[str, Any], captions: Sequence
         "ss_network_alpha": rank,
         "ss_learning_rate": str(decided["learning_rate"]),
         "ss_max_train_steps": str(request.training_steps),
+        "ss_steps": str(decided["weights_of_step"]),
         "ss_seed": str(decided["seed"]),
         "ss_tag_frequency": json.dumps({"pictures": {word: sum(word in caption for caption in captions)}}),
     }

@@ -38,6 +38,8 @@ class Lesson:
     note: str
     thumbnail: bytes
     """WebP; see `thumbnail`."""
+    held_out: bool = False
+    """Kept out of the training, to see when it turns."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,7 +66,7 @@ class Curve:
     held_out: bool
     """Whether the checks look at a picture that is not trained on, rather than at training pictures."""
     best: int | None = None
-    """The step whose weights were kept, where the training was stopped early."""
+    """The step whose weights were kept, where they are not the last step's."""
 
 
 # ---------------------------------------------------------------- prompts
@@ -92,8 +94,10 @@ def preview_prompts(
             f"a large {name} on a green background",
         ]
     else:
-        things = ["a lighthouse on a cliff", "a cat asleep on a chair", "a woman reading in a café"]
-        plain = things[0] if lora_type == "style" else f"a photo of a {class_noun or 'person'} on a beach at sunset"
+        things = ["a lighthouse on a cliff", "a cat asleep on a chair", "a woman reading in a garden"]
+        noun = class_noun or "person"
+        article = "an" if noun[0].lower() in "aeiou" else "a"
+        plain = things[0] if lora_type == "style" else f"a photo of {article} {noun} on a beach at sunset"
         subject = [
             f"a photo of {name} on a beach at sunset",
             f"a close-up of {name} by a window, soft light",
@@ -135,7 +139,8 @@ def preview_sheet(previews: Sequence[Preview]) -> Image.Image:
     pen.text((width + 2 * margin, 7), "with the LoRA", "gray", font=font)
     for row, preview in enumerate(previews):
         top = line + row * (line + height + margin)
-        pen.text((margin, top + 5), _fitting(preview.prompt, pen, font, sheet.width - 2 * margin), "black", font=font)
+        words = preview.prompt if _has_all(font, preview.prompt) else f"prompt {row + 1} (its words are on the page)"
+        pen.text((margin, top + 5), _fitting(words, pen, font, sheet.width - 2 * margin), "black", font=font)
         for column, picture in enumerate((preview.without, preview.after)):
             shown = picture.resize((width, height), Image.Resampling.BICUBIC)
             sheet.paste(shown, (margin + column * (width + margin), top + line))
@@ -146,6 +151,12 @@ def _shown_size(width: int, height: int) -> tuple[int, int]:
     long = max(width, height)
     scale = 512 // long if long <= 512 else 512 / long
     return round(width * scale), round(height * scale)
+
+
+def _has_all(font: ImageFont.ImageFont | ImageFont.FreeTypeFont, text: str) -> bool:
+    """Whether the font has a sign for every character: one that it lacks is drawn as the noncharacter U+FFFF is."""
+    lacking = bytes(font.getmask("\uffff"))
+    return all(bytes(font.getmask(sign)) != lacking for sign in text)
 
 
 def _fitting(
@@ -162,14 +173,14 @@ def _fitting(
 def pair_up(
     prompts: Sequence[str], without: Sequence[Image.Image], drawn: Mapping[int, Sequence[Image.Image]]
 ) -> list[Preview]:
-    """A Preview for each prompt, of the pictures drawn without, and with after so many steps: one a prompt each time.
+    """A Preview for each prompt, of the pictures drawn without, and with after so many steps, the last of them last.
 
-    Of a training that was stopped and went back, what was drawn past the step it went back to is left out.
+    One picture a prompt each time; none at all where drawing failed without or at last, so that nothing is compared.
     """
-    last = list(drawn)[-1]
-    kept = [step for step in sorted(drawn) if step <= last]
+    if not (without and list(drawn.values())[-1]):
+        return []
     return [
-        Preview(prompt=prompt, without=without[i], drawn=tuple((step, drawn[step][i]) for step in kept))
+        Preview(prompt=prompt, without=without[i], drawn=tuple((step, pictures[i]) for step, pictures in drawn.items()))
         for i, prompt in enumerate(prompts)
     ]
 
@@ -188,7 +199,7 @@ def smoothed(losses: Sequence[float]) -> list[float]:
     return means
 
 
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 480, 300, 46, 14, 34, 44
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 400, 300, 46, 22, 54, 44
 """Of the drawing and of its margins, in pixels."""
 
 
@@ -221,7 +232,7 @@ def loss_svg(curve: Curve) -> str:
     blue, orange, gray = "#3b82f6", "#f0700c", "#808080"
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="Loss by step"'
-        ' font-family="system-ui, sans-serif" font-size="13">'
+        ' font-family="system-ui, sans-serif" font-size="14">'
     ]
     for mark in marks:
         parts.append(
@@ -246,13 +257,11 @@ def loss_svg(curve: Curve) -> str:
         )
     fixed = "a held-out picture, fixed noise" if curve.held_out else "training pictures, fixed noise"
     legend = [("loss, smoothed", blue), (f"loss on {fixed}", orange)] if curve.checks else [("loss, smoothed", blue)]
-    left = _LEFT
-    for words, colour in legend:
+    for row, (words, colour) in enumerate(legend):
         parts.append(
-            f'<circle cx="{left + 5}" cy="14" r="5" fill="{colour}"/>'
-            f'<text x="{left + 16}" y="19" fill="{gray}">{words}</text>'
+            f'<circle cx="{_LEFT + 5}" cy="{14 + 20 * row}" r="5" fill="{colour}"/>'
+            f'<text x="{_LEFT + 16}" y="{19 + 20 * row}" fill="{gray}">{words}</text>'
         )
-        left += 40 + 7 * len(words)
     return "".join(parts) + "</svg>\n"
 
 
@@ -303,7 +312,7 @@ img { display: block; width: 100%; height: auto; border-radius: .5rem; backgroun
 .course figure { flex: 0 0 5.5rem; }
 figcaption { margin-top: .25rem; }
 mark { background: none; color: var(--mark); font-weight: 600; }
-.chart svg { display: block; width: 100%; max-width: 44rem; height: auto; }
+.chart svg { display: block; width: 100%; max-width: 34rem; height: auto; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); gap: 1.25rem 1rem; }
 .pictures img { aspect-ratio: 1; object-fit: contain; }
 .pictures p { margin: .4rem 0 .1rem; font-size: .9rem; line-height: 1.4; }
@@ -332,7 +341,7 @@ def page(
     inputs, decided = record["inputs"], record["decided"]
     word, kind = inputs["trigger_word"], inputs["lora_type"]
     facts = {
-        "pictures": str(len(lessons)),
+        "pictures": str(sum(not lesson.held_out for lesson in lessons)),
         "steps": str(curve.best or len(curve.losses)),
         "rank": str(inputs["lora_rank"]),
         "learning rate": f"{decided['learning_rate']:.3g}",
@@ -420,17 +429,18 @@ def _facts(facts: Mapping[str, str]) -> str:
 
 
 def _preview(preview: Preview, word: str) -> str:
-    def figure(picture: Image.Image, says: str) -> str:
-        return f"<figure>{_image(_webp(picture), f'{preview.prompt}, {says}')}<figcaption>{says}</figcaption></figure>"
+    def figure(webp: bytes, says: str) -> str:
+        return f"<figure>{_image(webp, f'{preview.prompt}, {says}')}<figcaption>{says}</figcaption></figure>"
 
-    pair = figure(preview.without, "without") + figure(preview.after, "with")
-    course = "".join(figure(picture, f"step {step}") for step, picture in preview.drawn[:-1])
+    pair = figure(_webp(preview.without), "without") + figure(_webp(preview.after), "with")
+    course = "".join(figure(thumbnail(picture), f"step {step}") for step, picture in preview.drawn[:-1])
     course = f'<div class="course">{course}</div>' if course else ""
     return f'<section><h3>{_with_word(preview.prompt, word)}</h3><div class="pair">{pair}</div>{course}</section>'
 
 
 def _lesson(lesson: Lesson, word: str) -> str:
     note = f": {_text(lesson.note)}" if lesson.note else ""
+    note += "; kept out of the training, to see when it turns" if lesson.held_out else ""
     return (
         f"<figure>{_image(lesson.thumbnail, lesson.name)}<p>{_with_word(lesson.caption, word)}</p>"
         f'<div class="source">{_text(lesson.name)}, caption {_SOURCES[lesson.source]}{note}</div></figure>'
@@ -474,4 +484,4 @@ def _sentences(curve: Curve) -> Iterator[str]:
             f" training, {curve.checks[-1][1]:.4f} at the end and lowest, {lowest:.4f}, at step {best}."
         )
     if curve.best is not None:
-        yield f"It had turned, so the training was stopped and the weights of step {curve.best} kept."
+        yield f"The weights of step {curve.best}, where it was lowest, are the ones kept."

@@ -14,6 +14,8 @@ LORA_TYPES = ("subject", "style")
 RESOLUTION_RANGE = (64, 2048)
 """Pixels. Below 64 a FLUX picture has 4 x 4 tokens; above 2048 FLUX.1-dev does not draw soundly."""
 MAX_PREVIEW_PROMPTS = 8
+MAX_PREVIEWS = 60
+"""In one training: they stay in memory, and go into the report."""
 PLACEHOLDER = "[trigger]"
 """In a user's own preview prompts it stands for the trigger word, as in captions."""
 _PART = r"\w(?:[\w.-]{0,94}\w)?"
@@ -110,6 +112,11 @@ class TrainRequest:
                 parse_resolution(self.resolution)
             except ValueError as error:
                 faults.append(str(error))
+        if self.preview_every and self.training_steps / self.preview_every > MAX_PREVIEWS:
+            faults.append(
+                f"preview_every: {self.preview_every} of {self.training_steps} steps are more than {MAX_PREVIEWS}"
+                f" previews, and each takes time; give {-(-self.training_steps // MAX_PREVIEWS)} or more, or 0"
+            )
         try:
             parse_prompts(self.preview_prompts, self.trigger_word)
         except ValueError as error:

@@ -29,7 +29,7 @@ def check(
     log: Callable[[str], None],
 ) -> None:
     """Raises ValueError where the earlier LoRA does not belong on this base, or a training cannot go on from it."""
-    faults = weights.misfits(earlier.pairs, adapter.shapes(skeleton))
+    faults = weights.misfits(earlier, adapter.shapes(skeleton))
     if request.training_steps:
         faults += adapter.differences(earlier.pairs, modules, request.lora_rank)
     if faults:

@@ -54,6 +54,9 @@ def _find(source: str, folder: Path, token: str | None) -> Path:
     if source and os.path.isdir(path):
         files = sorted(str(file.relative_to(path)) for file in path.rglob("*.safetensors"))
         return path / _the_one(files, f"the folder {path.name!r}")
+    ends = r"\.(tar|tar\.gz|tgz|zip)$" if source.count("/") > 1 else r"\.(tar|tar\.gz|tgz|zip|safetensors)$"
+    if source.startswith((".", "/", "~")) or re.search(ends, source, re.IGNORECASE):
+        raise ValueError(f"there is no file {without_secrets(source)!r} where this runs; check its path")
     if re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w./ -]+\.safetensors)?", source):
         owner, name, *file = source.split("/")
         return _from_hub(f"{owner}/{name}", "/".join(file), None, folder, token)
@@ -94,7 +97,9 @@ def _from_hub(repository: str, file: str, revision: str | None, folder: Path, to
         with disk.writing(folder / "hub"):
             return Path(hf_hub_download(repository, file, revision=revision, local_dir=folder / "hub", token=token))
     except RepositoryNotFoundError as error:
-        raise ValueError(f"the Hub has no {repository}, or the token may not read it; check both") from error
+        raise ValueError(
+            f"the Hub has no {repository}, or the token may not read it, and there is no file of that name; check both"
+        ) from error
     except disk.DiskError:
         raise
     except (HTTPError, OSError) as error:

@@ -24,7 +24,9 @@ class Tracker:
         self._send(step, lambda: dict(values))
 
     def pictures(self, prompts: Sequence[str], step: int, drawn: Sequence[Image.Image]) -> None:
-        """The previews of a step, a picture for each prompt."""
+        """The previews of a step, a picture for each prompt; nothing where none could be drawn."""
+        if not drawn:
+            return
 
         def images() -> dict[str, Any]:
             import wandb

@@ -106,13 +106,13 @@ class Watch:
         preview_every: int,
         told: Audience,
     ) -> None:
-        """`sketch` draws a picture for each prompt of `asked`."""
+        """`sketch` draws a picture for each prompt of `asked`, or none where it cannot."""
         self._steps, self._check, self._turn, self._sketch, self._asked = steps, check, turn, sketch, asked
         self._preview_every, self._told = preview_every, told
         self.checks = [(0, check())]
-        self.drawn: dict[int, list[Image.Image]] = {}
+        self._drawn: dict[int, list[Image.Image]] = {}
         self.best: int | None = None
-        """The step whose weights were put back, where the training was stopped early."""
+        """The step whose weights were put back, where an earlier one's were better than the last's."""
 
     def __call__(self, step: int) -> bool:
         """To be called after every step; True where the training is to stop."""
@@ -123,15 +123,22 @@ class Watch:
             told.log(f"step {step}/{self._steps}: {loss:.4f} on fixed noise, {self.checks[0][1]:.4f} before training")
             told.metric("validation_loss", loss)
             told.tracked.numbers(step, {"validation_loss": loss})
-            if self._turn and self._turn.has_come(step, loss):
-                self._turn.go_back()
-                self.best = self._turn.step
-                told.log(f"the held-out picture's loss has turned: stopped, with the weights of step {self.best}")
-                return True
+            if self._turn:
+                turned = self._turn.has_come(step, loss)
+                if turned or (step == self._steps and self._turn.step < step):
+                    self._turn.go_back()
+                    self.best = self._turn.step
+                    why = "has turned, so the training stops" if turned else "was lowest before the end"
+                    told.log(f"the held-out picture's loss {why}: the weights of step {self.best} are kept")
+                    return True
         if self._preview_every and step % self._preview_every == 0 and step < self._steps:
-            self.drawn[step] = self._sketch()
-            told.tracked.pictures(self._asked, step, self.drawn[step])
+            self._drawn[step] = self._sketch()
+            told.tracked.pictures(self._asked, step, self._drawn[step])
         return False
+
+    def drawn_before(self, step: int) -> dict[int, list[Image.Image]]:
+        """What was drawn after fewer steps than these, where it could be drawn; one picture a prompt each time."""
+        return {at: pictures for at, pictures in self._drawn.items() if at < step and pictures}
 
     def curve(self, losses: Sequence[float]) -> Curve:
         return Curve(losses=losses, checks=self.checks, held_out=self._turn is not None, best=self.best)

@@ -36,6 +36,8 @@ class Weights:
     """The header's own, the empty one where there is none."""
     has_alphas: bool
     """Whether it holds `.alpha` keys."""
+    strange: list[str]
+    """Keys of no layer of FLUX's transformer; nothing is made of them."""
 
     @property
     def ranks(self) -> list[int]:
@@ -52,14 +54,16 @@ def read(path: Path) -> Weights:
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path.name} is not a whole safetensors file: {error}") from error
     try:
-        naming, pairs = names.parse(tensors)
+        naming, pairs, strange = names.parse(tensors)
         pairs = names.from_naming(naming, pairs)
         alphas = any(key.endswith(".alpha") for key in tensors)
         if not alphas:
             pairs = _scaled(pairs, metadata)
+        if not pairs:
+            raise ValueError("every layer of it is zero, so it changes nothing")
     except ValueError as error:
         raise ValueError(f"{path.name} is not a LoRA for FLUX: {error}") from error
-    return Weights(naming=naming, pairs=pairs, metadata=metadata, has_alphas=alphas)
+    return Weights(naming=naming, pairs=pairs, metadata=metadata, has_alphas=alphas, strange=strange)
 
 
 def _scaled(pairs: Mapping[str, Pair], metadata: Mapping[str, str]) -> dict[str, Pair]:
@@ -140,12 +144,12 @@ def _write_sorted(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         file.write(memoryview(plain)[start:])
 
 
-def misfits(pairs: Mapping[str, Pair], shapes: Mapping[str, tuple[int, int]]) -> list[str]:
+def misfits(weights: Weights, shapes: Mapping[str, tuple[int, int]]) -> list[str]:
     """Why a LoRA does not belong on a base, a line each; empty where it does.
 
     `shapes` holds the (outputs, inputs) of every linear layer of the base by its name.
     """
-    faults = []
+    pairs, faults = weights.pairs, _strangers(weights)
     unknown = [layer for layer in pairs if layer not in shapes]
     if unknown:
         faults.append(f"{len(unknown)} of its {len(pairs)} layers are not in the base, such as {unknown[0]}")
@@ -162,6 +166,11 @@ def misfits(pairs: Mapping[str, Pair], shapes: Mapping[str, tuple[int, int]]) ->
     return faults
 
 
+def _strangers(weights: Weights) -> list[str]:
+    found = weights.strange
+    return [f"{len(found)} keys are of no layer of FLUX's transformer: {names.some(found)}"] if found else []
+
+
 def halved(pairs: Mapping[str, Pair]) -> dict[str, Pair]:
     """The weights in 16 bits: bf16, where they are not in 16 bits already."""
 
@@ -174,7 +183,7 @@ def halved(pairs: Mapping[str, Pair]) -> dict[str, Pair]:
 def faults(weights: Weights) -> list[str]:
     """What makes a LoRA draw nothing, noise, or something else in each loader; a line each, empty where it is sound."""
     pairs = weights.pairs
-    found = []
+    found = _strangers(weights)
     broken = [layer for layer, (a, b) in pairs.items() if not (a.isfinite().all() and b.isfinite().all())]
     if broken:
         found.append(f"NaN or infinity in {_count(broken, pairs)}")

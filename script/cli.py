@@ -89,7 +89,9 @@ def check(
         name, equals, text = pair.partition("=")
         field = signature.inputs.get(name)
         if field is None:
-            close = difflib.get_close_matches(name, signature.inputs, n=1)
+            close = difflib.get_close_matches(name, signature.inputs, n=1) or [
+                known for known in signature.inputs if name and known.startswith(name)
+            ]
             faults.append(f"{name}: no such input" + (f"; {close[0]} is meant?" if close else ""))
             continue
         if name in given:
@@ -169,7 +171,7 @@ def _read(name: str) -> str:
     try:
         return _file(name).read_text(encoding="utf-8-sig").rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is not text in UTF-8") from error
+        raise ValueError(f"{name} is not text in UTF-8; where the input takes a path, write it without @") from error
 
 
 def describe(field: InputField) -> str:
@@ -313,3 +315,12 @@ def move_into_place(made: Mapping[Path, bytes | Path]) -> None:
         for partial in partials.values():
             with contextlib.suppress(OSError):
                 partial.unlink()
+
+
+def move_out(made: Path) -> Path:
+    """Takes a file out of the work folder, which is about to go, to beside it: what cost an hour must not be lost to a
+    full disk elsewhere. Returns where it is now."""
+    kept = Path(tempfile.gettempdir()).with_name(made.name)
+    kept = kept.with_name(f"{kept.stem}-{os.getpid()}{kept.suffix}")
+    made.replace(kept)
+    return kept

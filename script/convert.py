@@ -28,6 +28,7 @@ def main(argv: Sequence[str]) -> int:
     path: Path = arguments.file
     output: Path = arguments.output or path.with_name(f"{path.stem}-{arguments.to}.safetensors")
     from lora import weights  # only now: it loads torch
+    from lora.names import some
     from script import cli
 
     try:
@@ -43,6 +44,8 @@ def main(argv: Sequence[str]) -> int:
         print(f"script/convert: {error}", file=sys.stderr)
         return 1
     print(f"{output} ({lora.naming} -> {arguments.to}, {len(lora.pairs)} layers)")
+    if lora.strange:
+        print(f"left out, for they are of no layer of FLUX's transformer: {some(lora.strange)}")
     return 0
 
 

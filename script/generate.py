@@ -1,6 +1,7 @@
 """Draws from the command line: the Python behind script/generate."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -75,7 +76,12 @@ def _inputs(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
     """Each argument, with what follows it where it is -i or --input."""
     rest = iter(argv)
     for argument in rest:
-        yield argument, next(rest, "") if argument in ("-i", "--input") else None
+        if argument in ("-i", "--input"):
+            yield "-i", next(rest, "")
+        elif joined := re.fullmatch(r"(?:--input=|-i)(.+)", argument, re.DOTALL):
+            yield "-i", joined[1]
+        else:
+            yield argument, None
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from lora import disk
 from script import cli, signature
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,22 +29,25 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _train(values: dict[str, object], output: Path) -> None:
+    # The container's is in cog.yaml. Left to torch it would lie in the work folder, and go with it.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / ".compiled"))
     with cli.importing():
         from train import train  # only now: it loads torch
 
     logging.getLogger("train").addHandler(logging.NullHandler())  # `cli.run` tells what failed
 
     weights = Path(train(**cli.fetch(values)).weights)  # type: ignore[arg-type]
-    made: dict[Path, bytes | Path] = {output: weights}
-    told = []
+    try:
+        cli.move_into_place({output: weights})
+    except disk.DiskError as error:
+        raise disk.DiskError(f"{error}\nThe LoRA is kept in {cli.move_out(weights)}") from error
+    print(f"The LoRA:            {output} ({output.stat().st_size / 1e6:.1f} MB)")
     for member, (ending, called) in BESIDE.items():
         content = read_member(weights, member)
         if content is not None:
             path = output.with_name(f"{output.stem}-{ending}")
-            made[path] = content
-            told.append(f"{called + ':':<20} {path}")
-    cli.move_into_place(made)
-    print(f"The LoRA:            {output} ({output.stat().st_size / 1e6:.1f} MB)", *told, sep="\n")
+            cli.move_into_place({path: content})
+            print(f"{called + ':':<20} {path}")
 
 
 def read_member(tar: Path, name: str) -> bytes | None:

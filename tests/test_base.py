@@ -127,6 +127,21 @@ def test_a_hub_that_cannot_be_reached_is_an_error_not_the_toy(monkeypatch: pytes
             base.find(name, gpu)
 
 
+def test_a_base_too_large_for_a_cpu_is_refused_before_its_weights_are_fetched(
+    toy: Base, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A container that finds no GPU would fetch 33 GB and then train for months."""
+    config = json.loads((toy.folder / "transformer" / "config.json").read_text())
+    config |= {"num_layers": 19, "num_single_layers": 38, "num_attention_heads": 24, "attention_head_dim": 128}
+    with hub_server.asked_by_the_library(monkeypatch, tmp_path) as hub:
+        hub.private["club/big"] = False
+        hub.files["club/big"] = {"transformer/config.json": json.dumps(config).encode()}
+        with pytest.raises(ValueError, match=r"FLUX_BASE: club/big has 1\d billion weights, and there is no GPU"):
+            base.find("club/big", None)
+        with pytest.raises(ValueError, match=r"no model_index\.json"):
+            base.find("club/big", GPU)
+
+
 def test_a_gated_base_is_fetched_with_the_users_own_token(
     toy: Base, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

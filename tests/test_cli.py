@@ -104,9 +104,10 @@ def test_a_url_is_fetched_into_a_file(example):
         ("kind=c", "kind: 'c' is not a or b"),
         ("careful=maybe", "careful: 'maybe' is not true or false"),
         ("wrod=x", "wrod: no such input; word is meant?"),
+        ("hub=x", "hub: no such input; hub_token is meant?"),
         ("steps", "steps: write -i steps=VALUE"),
         ("text=@nowhere.txt", "text: there is no file nowhere.txt in "),
-        ("text=@pictures.bin", "text: pictures.bin is not text in UTF-8"),
+        ("text=@pictures.bin", "text: pictures.bin is not text in UTF-8; where the input takes a path, write it"),
     ],
 )
 def test_a_bad_value_is_named_with_what_is_allowed(example, tmp_path, pair, fault):

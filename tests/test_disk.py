@@ -138,6 +138,19 @@ def test_outputs_come_all_or_none(tmp_path: Path) -> None:
     assert (tmp_path / "x.tar").read_bytes() == b"earlier"
 
 
+def test_a_lora_that_finds_no_room_is_kept_beside_the_work_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "of the work"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    (folder / "trained_model.tar").write_bytes(b"an hour")
+    kept = cli.move_out(folder / "trained_model.tar")
+    assert kept == tmp_path / f"trained_model-{os.getpid()}.tar"
+    assert kept.read_bytes() == b"an hour"
+    assert list(folder.iterdir()) == []
+
+
 @pytest.mark.parametrize("output", ["taken/below/x.tar", "taken/x.tar", "/proc/x.tar", "nowhere/x.tar"])
 def test_an_output_that_cannot_be_written_is_refused_before_the_training(output: str, tmp_path: Path) -> None:
     (tmp_path / "taken").touch()

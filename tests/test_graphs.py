@@ -2,10 +2,13 @@
 
 import copy
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
+from functorch.compile import nop
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 
 from lora import adapter, fit, graphs, layer, validation
@@ -43,3 +46,29 @@ def test_sizes_share_four_graphs_that_train_as_the_blocks_do_and_nothing_else_is
     assert counters["stats"]["unique_graphs"] == 4
     for ours, wanted in zip(compiled, plain, strict=True):
         torch.testing.assert_close(ours, wanted, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fails", ["fw_compiler", "bw_compiler"])
+def test_where_the_compiler_fails_in_either_pass_the_training_goes_on_without(
+    fails: str, tiny_flux: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text]
+) -> None:
+    asked = []
+
+    def compiler(graph: torch.fx.GraphModule, inputs: Sequence[torch.Tensor]) -> Callable[..., object]:
+        asked.append(graph)
+        raise RuntimeError("no kernels today")
+
+    tiny_flux.requires_grad_(False)
+    settings = dataclasses.replace(SETTINGS, steps=2, batch_size=1)
+    plain = copy.deepcopy(tiny_flux)
+    wanted = adapter.attach(plain, 4, seed=3)
+    list(fit.fit(plain, wanted, examples, [], texts, settings))
+    torch._dynamo.reset()
+    backend = aot_autograd(**{"fw_compiler": nop, "bw_compiler": nop, fails: compiler})
+    with graphs.compiled(tiny_flux, 2, backend=backend):
+        trained = adapter.attach(tiny_flux, 4, seed=3)
+        list(fit.fit(tiny_flux, trained, examples, [], texts, settings))
+    assert asked
+    for ours, theirs in zip(trained, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)

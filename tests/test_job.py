@@ -16,7 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lora import fit, generate, job
+from lora import fit, generate, job, report, validation
+from lora.report import Preview
 from tests.test_request import a_request
 
 FAST = {"training_steps": 3, "prior_loss_weight": 0.0}
@@ -99,6 +100,53 @@ def test_previews_that_fail_cost_nobody_the_lora(
     assert sum(line.startswith("step 3/3 (100%)") for line in lines) == 1, "trained once"
     assert [line for line in lines if "CUDA out of memory." in line]
     assert list(work.iterdir()) == []
+
+
+def test_a_training_that_turns_shows_and_records_the_weights_that_it_keeps(
+    tmp_path: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = tmp_path / "eight.zip"
+    with zipfile.ZipFile(archive, "w") as out:
+        for i in range(8):
+            data = BytesIO()
+            Image.new("RGB", (96, 96), (30 * i, 0, 90)).save(data, "PNG")
+            out.writestr(f"{i}.png", data.getvalue())
+    losses = iter([1.0, 0.5, 0.4, 0.6, 0.7, 0.8])
+    monkeypatch.setattr(validation, "loss", lambda *_: next(losses))
+    shown: list[tuple[dict[int, list[Image.Image]], list[Preview]]] = []
+    pair_up = report.pair_up
+
+    def remembered(prompts: list[str], without: list[Image.Image], drawn: dict[int, list[Image.Image]]) -> Any:
+        shown.append((drawn, pair_up(prompts, without, drawn)))
+        return shown[-1][1]
+
+    monkeypatch.setattr(report, "pair_up", remembered)
+    changes = {"training_steps": 8, "stop_early": True, "preview_every": 1, "learning_rate": 0.01}
+    lines: list[str] = []
+    tar = _run(archive, tmp_path / "out", lines.append, **changes)
+    assert any("has turned" in line and "weights of step 2 are kept" in line for line in lines)
+    [(drawn, previews)] = shown
+    assert list(drawn) == [1, 2], "those of steps 3 and 4 are of weights that are not in the tar"
+    assert previews[0].after is drawn[2][0]
+    with tarfile.open(tar) as opened:
+        written, page = (opened.extractfile(name) for name in ("request.json", "report/index.html"))
+        assert written is not None
+        decided = json.load(written)["decided"]
+        assert page is not None
+        assert page.read().decode().count("kept out of the training, to see when it turns") == 1
+    assert decided["weights_of_step"] == 2
+    assert decided["held_out"] in {f"{i}.png" for i in range(8)}
+
+
+def test_the_lowest_loss_counts_at_the_end_too(
+    archive: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validation, "FEWEST_TO_HOLD_OUT", 3)
+    losses = iter([1.0, 0.5, 0.4, 0.6])
+    monkeypatch.setattr(validation, "loss", lambda *_: next(losses))
+    lines: list[str] = []
+    _run(archive, tmp_path / "out", lines.append, stop_early=True)
+    assert any("was lowest before the end: the weights of step 2 are kept" in line for line in lines)
 
 
 def test_the_same_request_gives_the_same_tar_byte_for_byte(archive: Path, work: Path, tmp_path: Path) -> None:

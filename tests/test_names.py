@@ -55,7 +55,7 @@ def _effect(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("rank", [1, 4])
 def test_there_and_back_is_exact(naming: str, kept: str, rank: int) -> None:
     pairs = {layer: pair for layer, pair in a_lora(rank, width=48, blocks=(2, 3)).items() if re.search(kept, layer)}
-    seen, named = names.parse(names.to_naming(naming, pairs))
+    seen, named, _ = names.parse(names.to_naming(naming, pairs))
     assert seen == naming
     back = names.from_naming(naming, named)
     _assert_equal({layer: back[layer] for layer in pairs}, pairs)
@@ -64,14 +64,14 @@ def test_there_and_back_is_exact(naming: str, kept: str, rank: int) -> None:
 
 def test_a_lora_that_was_never_trained_comes_back_too() -> None:
     pairs = {layer: (a, torch.zeros_like(b)) for layer, (a, b) in a_lora(4, width=48).items()}
-    _, named = names.parse(names.to_naming("kohya", pairs))
+    _, named, _ = names.parse(names.to_naming("kohya", pairs))
     _assert_equal(names.from_naming("kohya", named), pairs)
 
 
 def test_diffusers_reads_the_kohya_file_as_the_same_lora() -> None:
     pairs = a_lora(2, blocks=(19, 38))
     converted = _convert_kohya_flux_lora_to_diffusers(names.to_naming("kohya", pairs))
-    _, theirs = names.parse(converted)
+    _, theirs, _ = names.parse(converted)
     _assert_equal(theirs, pairs)
 
 
@@ -106,9 +106,9 @@ def test_a_joined_lora_trained_as_one_is_read_as_diffusers_reads_it() -> None:
         f"{stem}.lora_up.weight": torch.randn(7 * WIDTH, 4, generator=generator),
         f"{stem}.alpha": torch.tensor(2.0),
     }
-    naming, named = names.parse(weights)
+    naming, named, _ = names.parse(weights)
     ours = names.from_naming(naming, named)
-    _, theirs = names.parse(_convert_kohya_flux_lora_to_diffusers(dict(weights)))
+    _, theirs, _ = names.parse(_convert_kohya_flux_lora_to_diffusers(dict(weights)))
     assert ours.keys() == theirs.keys()
     assert len(ours) == 4
     for layer in ours:
@@ -119,15 +119,15 @@ def test_a_joined_lora_trained_as_one_is_read_as_diffusers_reads_it() -> None:
 def test_bfls_names_are_known_behind_the_prefixes_of_comfyui_and_fal(prefix: str) -> None:
     pairs = a_lora(2, width=48)
     prefixed = {f"{prefix}{key}": tensor for key, tensor in names.to_naming("bfl", pairs).items()}
-    naming, named = names.parse(prefixed)
+    naming, named, _ = names.parse(prefixed)
     _assert_equal(names.from_naming(naming, named), pairs)
 
 
 def test_an_alpha_is_folded_into_b() -> None:
     weights = names.to_naming("diffusers", a_lora(4, width=48))
     layer = "transformer_blocks.0.attn.to_q"
-    _, plain = names.parse(weights)
-    _, scaled = names.parse({**weights, f"transformer.{layer}.alpha": torch.tensor(8.0)})
+    _, plain, _ = names.parse(weights)
+    _, scaled, _ = names.parse({**weights, f"transformer.{layer}.alpha": torch.tensor(8.0)})
     assert torch.equal(scaled[layer][1], 2 * plain[layer][1])
     assert torch.equal(scaled[layer][0], plain[layer][0])
 
@@ -136,12 +136,33 @@ def test_what_is_no_flux_lora_is_refused_with_all_that_is_wrong() -> None:
     weights = names.to_naming("diffusers", a_lora(2, width=48, blocks=(1, 0)))
     del weights["transformer.transformer_blocks.0.attn.to_q.lora_A.weight"]
     weights["transformer.transformer_blocks.0.attn.to_k.lora_A.weight"] = torch.zeros(3, 48)
-    weights["unet.down_blocks.0.lora.up.weight"] = torch.zeros(2, 2)
+    weights["transformer.transformer_blocks.0.attn.to_v.lora_magnitude_vector"] = torch.zeros(48)
     weights["lora_unet_double_blocks_0_img_mlp_0.lora_down.weight"] = torch.zeros(2, 2)
-    with pytest.raises(ValueError, match=r"unet\.down_blocks") as caught:
+    with pytest.raises(ValueError, match=r"to_v\.lora_magnitude_vector") as caught:
         names.parse(weights)
-    for part in ("1 of 25 keys are not of a FLUX LoRA", "mixes namings", "half of a LoRA", "do not fit each other"):
+    for part in (
+        "1 of 25 keys are of another kind of adapter",
+        "mixes namings",
+        "half of a LoRA",
+        "do not fit each other",
+    ):
         assert part in str(caught.value)
+
+
+def test_keys_of_other_models_are_told_apart_and_a_file_of_nothing_else_is_refused() -> None:
+    """Trainers put text encoders' layers into the same file, and layers that no FLUX block has."""
+    strangers = {
+        "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.zeros(2, 2),
+        "text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_A.weight": torch.zeros(2, 2),
+        "diffusion_model.img_in.lora_A.weight": torch.zeros(2, 2),
+        "unet.down_blocks.0.lora.up.weight": torch.zeros(2, 2),
+    }
+    own = names.to_naming("kohya", a_lora(2, width=48))
+    naming, named, strange = names.parse({**own, **strangers})
+    assert (naming, strange) == ("kohya", list(strangers))
+    assert named.keys() == names.parse(own)[1].keys()
+    with pytest.raises(ValueError, match=r"none of its 4 keys is of a FLUX LoRA: lora_te1_.* and 1 more"):
+        names.parse(strangers)
 
 
 def test_layers_of_different_rank_cannot_be_joined_and_others_have_no_name_there() -> None:

@@ -140,9 +140,13 @@ def test_a_run_goes_on_where_it_was_stopped(
         (look, recipe) for look in ("TOK", "CHALQ") for recipe in ("base", "ostris")
     }
     whole = [{**_line(0.5, recipe=cell.recipe), **vars(cell), "seconds": 1.0} for cell in wanted]
-    results.write_text("".join(json.dumps(line) + "\n" for line in whole) + '{"look": "TO')
+    other = {**whole[-1], "pictures": 20, "scores": {**whole[-1]["scores"], "fidelity": 0.99}}
+    results.write_text("".join(json.dumps(line) + "\n" for line in (*whole, other)) + '{"look": "TO')
     quality.main(options)
-    assert "0 trainings to do, 4 in" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "0 trainings to do, 4 of 4 in" in told
+    assert "| ostris | 5 | 0.50 |" in told
+    assert "0.99" not in told, "a training on other terms is not averaged in"
 
 
 def test_an_unknown_recipe_is_named(capsys: pytest.CaptureFixture[str]) -> None:

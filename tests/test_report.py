@@ -9,7 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from lora import report
 from lora.report import Curve, Lesson, Preview
@@ -97,6 +97,13 @@ def test_the_sheet_shows_without_on_the_left_and_with_on_the_right() -> None:
     assert sheet.width > 900
 
 
+def test_words_that_the_sheets_font_cannot_write_are_left_to_the_page() -> None:
+    font = ImageFont.load_default(size=16)
+    assert report._has_all(font, "a photo of TOK, 100 %")
+    assert not report._has_all(font, "a photo of 猫")
+    assert not report._has_all(font, "фото TOK")
+
+
 def test_a_wide_sheet_of_large_pictures_stays_a_picture() -> None:
     preview = Preview(prompt="x" * 900, without=_colour("red", (2048, 512)), drawn=((1, _colour("red", (2048, 512))),))
     assert report.preview_sheet([preview]).size == (2 * 512 + 36, 28 + 28 + 128 + 12)
@@ -107,11 +114,11 @@ def test_a_thumbnail_is_a_small_webp_and_is_never_enlarged() -> None:
     assert Image.open(io.BytesIO(report.thumbnail(_colour("red", (20, 10))))).size == (20, 10)
 
 
-def test_after_going_back_only_what_was_drawn_before_counts() -> None:
-    drawn = {2: [_colour("red")], 4: [_colour("blue")], 3: [_colour("green")]}
-    [preview] = report.pair_up(["a"], [_colour("white")], drawn)
-    assert [step for step, _ in preview.drawn] == [2, 3]
-    assert preview.after is drawn[3][0]
+def test_where_nothing_could_be_drawn_there_is_no_preview() -> None:
+    some: dict[int, list[Image.Image]] = {3: [_colour("green")], 6: [_colour("blue")]}
+    assert len(report.pair_up(["a"], [_colour("white")], some)) == 1
+    assert report.pair_up(["a"], [], some) == []
+    assert report.pair_up(["a"], [_colour("white")], {**some, 9: []}) == []
 
 
 # ---------------------------------------------------------------- the curve
@@ -133,7 +140,7 @@ def test_the_curve_has_a_raw_and_a_smooth_line_and_a_dot_for_each_check() -> Non
     raw, smooth = _points(svg)
     assert len(raw) == len(smooth) == 4
     assert raw[2][1] < raw[0][1] < raw[1][1] < raw[3][1], "a higher loss stands higher, and y grows downwards"
-    dots = [c for c in ElementTree.fromstring(svg).iter(f"{SVG}circle") if float(c.attrib["cy"]) > 20]
+    dots = [c for c in ElementTree.fromstring(svg).iter(f"{SVG}circle") if float(c.attrib["cy"]) > 40]
     assert len(dots) == 3
     assert "training pictures, fixed noise" in svg
     assert "held-out" in report.loss_svg(Curve(losses=[1.0], checks=[(0, 1.0)], held_out=True))

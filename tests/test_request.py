@@ -71,6 +71,13 @@ def test_a_trigger_word_of_punctuation_alone_is_refused(word: str, tmp_path: Pat
         a_request(tmp_path / "a.zip", trigger_word=word).check()
 
 
+def test_more_previews_than_a_report_can_show_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(b"")
+    a_request(tmp_path / "a.zip", training_steps=6000, preview_every=100).check()
+    with pytest.raises(ValueError, match=r"preview_every: 50 of 6000 steps .* give 100 or more, or 0"):
+        a_request(tmp_path / "a.zip", training_steps=6000, preview_every=50).check()
+
+
 @pytest.mark.parametrize("repo", ["me/my-lora", "m/x", "my.org/a_b.c-1", "A1/" + "x" * 96])
 def test_a_repository_of_the_hub_is_owner_and_name(repo: str, tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"")

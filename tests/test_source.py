@@ -200,6 +200,13 @@ def test_a_web_page_in_place_of_the_file_is_told(page: bytes, web: Web, tmp_path
     assert len(web.asked) == 1
 
 
-@pytest.mark.parametrize("name", ["n" * 300, "folder/" + "n" * 300 + "/lora.safetensors.zip"])
+@pytest.mark.parametrize("name", ["n" * 300, "folder/" + "n" * 300 + "/lora.safetensors.gz"])
 def test_a_name_that_no_disk_takes_is_told(name: str, tmp_path: Path) -> None:
     assert "is no file or folder here" in _refusal(name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["../trained_model.tar", "./x.safetensors", "out/trained_model.tar", "loras/x.safetensors", "/no/x", "~/x"]
+)
+def test_a_path_where_nothing_lies_is_no_id_of_the_hub(name: str, tmp_path: Path) -> None:
+    assert f"there is no file {name!r} where this runs; check its path" in _refusal(name, tmp_path)

@@ -1,5 +1,6 @@
 """LoRA files: what is read, what is written, and what is said of them."""
 
+import dataclasses
 import io
 import json
 import random
@@ -114,7 +115,7 @@ def test_inspecting_what_is_no_lora_says_so_and_fails(tmp_path: Path, capsys: py
         assert inspect.main([str(tmp_path / f"{name}.safetensors")]) == 1
         assert f"{name}.safetensors is not a whole safetensors file" in capsys.readouterr().err
     assert inspect.main([str(tmp_path / "model.safetensors")]) == 1
-    assert "model.safetensors is not a LoRA for FLUX: 1 of 1 keys" in capsys.readouterr().err
+    assert "model.safetensors is not a LoRA for FLUX: none of its 1 keys" in capsys.readouterr().err
     assert inspect.main([str(tmp_path / "gone.safetensors")]) == 1
 
 
@@ -238,11 +239,14 @@ def test_a_layers_change_is_the_norm_of_its_product() -> None:
 def test_what_does_not_fit_a_base_is_told(tmp_path: Path) -> None:
     pairs = a_lora(2, width=48)
     shapes = {layer: (len(b), a.shape[1]) for layer, (a, b) in pairs.items()}
-    assert weights.misfits(pairs, shapes) == []
+    lora = weights.read(_file(tmp_path / "a.safetensors", pairs))
+    assert weights.misfits(lora, shapes) == []
     del shapes["transformer_blocks.0.attn.to_q"]
     shapes["transformer_blocks.0.attn.to_k"] = (128, 128)
     broken = _changed(pairs, "transformer_blocks.0.ff.net.2", float("inf"))
-    absent, wrong, infinite = weights.misfits(broken, shapes)
+    odd = dataclasses.replace(lora, pairs=broken, strange=["text_encoder.x.lora_A.weight"])
+    strange, absent, wrong, infinite = weights.misfits(odd, shapes)
+    assert strange == "1 keys are of no layer of FLUX's transformer: text_encoder.x.lora_A.weight"
     assert absent == "1 of its 17 layers are not in the base, such as transformer_blocks.0.attn.to_q"
     assert "for 48 inputs and 48 outputs, the base has 128 and 128" in wrong
     assert "transformer_blocks.0.ff.net.2" in infinite
