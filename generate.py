@@ -35,6 +35,7 @@ class Predictor(BasePredictor):
         gpu = hardware.read_gpu()
         self.base = base.find(os.environ.get("FLUX_BASE"), gpu)
         print(f"base: {self.base.name} ({self.base.reason})")
+        _, self.count_tokens = self.base.token_counters()
         self.pipeline = generate.open_pipeline(
             self.base.folder,
             device="cpu" if gpu is None else "cuda",
@@ -148,6 +149,9 @@ class Predictor(BasePredictor):
         if not wanted:
             print("no LoRA: the base draws alone")
         self.put_on(wanted)
+        tokens = self.count_tokens(prompt)
+        if tokens > self.base.t5_tokens:
+            print(f"warning: the prompt has {tokens} tokens and the base reads {self.base.t5_tokens}: its end is lost")
         size, start = self.place(image, aspect_ratio, width, height)
         first = random.SystemRandom().randrange(2**32) if seed is None else int(seed)
         folder = FilePath(self.folder.name) / "pictures"

@@ -99,6 +99,12 @@ def _fitting(transformer: FluxTransformer2DModel, lora: Lora, log: Callable[[str
             f"warning: {lora.name}: {len(read.strange)} of its keys are of no layer of FLUX's transformer and are left"
             f" out: {names.some(read.strange)}"
         )
+    broken = [layer for layer, (a, b) in pairs.items() if not (a.isfinite().all() and b.isfinite().all())]
+    if broken:
+        raise ValueError(
+            f"{lora.name}: {len(broken)} of its {len(pairs)} layers hold weights that are not finite, such as {broken[0]}:"
+            " its training broke down, and every picture would be black"
+        )
     sizes = adapter.shapes(transformer)
     fitting = {layer: (a, b) for layer, (a, b) in pairs.items() if sizes.get(layer) == (b.shape[0], a.shape[1])}
     left_out = [layer for layer in pairs if layer not in fitting]

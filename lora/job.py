@@ -136,7 +136,7 @@ def run(
             count = settings.prior_prompts if request.prior_loss_weight else 0
             apart = prior.prompts(spoken, request.trigger_word, count, settings.seed, settings.prior_kinds)
             texts, cut = encode.encode_texts(flux, plan, ["", *spoken, *asked, *apart])
-            for prompt in (prompt for prompt in cut if prompt in spoken):
+            for prompt in (prompt for prompt in cut if prompt in spoken or prompt in asked):
                 log(f"{WARNING}the base reads {flux.t5_tokens} tokens, so the end is lost of: {prompt}")
         members = {WEIGHTS_MEMBER: work / "lora.safetensors"}
 

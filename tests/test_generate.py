@@ -230,6 +230,17 @@ def test_a_lora_that_fits_in_part_draws_with_that_and_names_the_rest(
     assert (ours == _draw(pipeline, texts["a TOK"])).all()
 
 
+def test_a_lora_whose_training_broke_down_is_refused(pipeline: FluxPipeline, make_lora: Callable[..., Path]) -> None:
+    file = make_lora("broken", 1)
+    pairs = weights.read(file).pairs
+    layer, (a, b) = next(iter(pairs.items()))
+    weights.write(file, {**pairs, layer: (a, b * float("nan"))}, {})
+    with pytest.raises(
+        ValueError, match=rf"lora_weights: 1 of its 17 layers hold weights .* not finite, such as {layer}"
+    ):
+        generate.put_on(pipeline, [Lora(name="lora_weights", file=file, scale=1)], _quiet)
+
+
 def test_after_an_error_the_loras_from_before_still_draw(
     pipeline: FluxPipeline, texts: dict[str, Text], make_lora: Callable[..., Path], tmp_path: Path
 ) -> None:

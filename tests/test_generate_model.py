@@ -133,6 +133,12 @@ def test_sizes_formats_and_a_picture_to_start_from(artist: Server, flux: Base) -
     assert np.abs(np.asarray(near) - wanted).mean() < 0.7 * np.abs(np.asarray(far) - wanted).mean()
 
 
+def test_a_prompt_longer_than_the_base_reads_is_warned_of(artist: Server) -> None:
+    status, answer = _ask(artist, {"prompt": "a red house " * 60})
+    assert (status, answer["status"]) == (200, "succeeded")
+    assert "and the base reads 40: its end is lost" in str(answer["logs"])
+
+
 def test_mistakes_are_told_and_the_next_drawing_is_as_ever(artist: Server, tmp_path: Path) -> None:
     [before] = _drawn(artist)
     assert "extra_lora: 'no/where/here' is no file" in _refused(artist, extra_lora="no/where/here")
