@@ -96,7 +96,7 @@ def train(
     ),
     preview_every: int = Input(
         default=0,
-        description="Draw previews every so many steps too. 0 draws them at the end alone.",
+        description="Draw previews every so many steps too, 60 times at most. 0 draws them at the end alone.",
         ge=0,
         le=6000,
     ),

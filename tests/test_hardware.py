@@ -98,3 +98,14 @@ def test_when_the_memory_runs_out_it_recomputes_then_halves_the_batch_then_takes
         seen.append((plan.checkpointing, plan.batch_size, plan.quantised))
         plan = hardware.safer(plan)
     assert seen == [(False, 3, False), (True, 3, False), (True, 1, False), (True, 1, True)]
+
+
+def test_memory_that_ran_out_is_known_whoever_says_it() -> None:
+    for error in (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    ):
+        assert hardware.is_out_of_memory(error)
+    assert not hardware.is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
