@@ -547,7 +547,10 @@ class Course:
     things, of pairs and in a style are shown so many times as often as all others."""
 
     name: str
+    pictures: int
+    """In all: of 24,000, each shown 27 times, it learned some by heart (figures in the base's card)."""
     native: float
+    """Share of batches that are square; the rest has other proportions."""
     plain: float
     pairs: float
     styled: float
@@ -566,11 +569,13 @@ class Course:
 
 
 COURSES = (
-    Course(name="transformer", native=0.8, plain=1.7, pairs=1.5, styled=0.7, steps=20000, lr=2e-3, hold=0.3),
-    Course(name="breadth", native=0.4, plain=1.0, pairs=4.0, styled=1.2, steps=10000, lr=1.5e-3, hold=0.0),
+    Course(
+        name="transformer", pictures=24000, native=0.8, plain=1.7, pairs=1.5, styled=0.7, steps=20000, lr=2e-3, hold=0.3
+    ),
+    Course(name="breadth", pictures=60000, native=0.5, plain=1.5, pairs=2.5, styled=1, steps=10000, lr=1e-3, hold=0),
 )
-"""Plain things on square pictures first, since all others build on them; then what is learned last: who is who in
-company, styles, and other proportions (`native` is the share of batches that are square)."""
+"""Plain things on square pictures first, since all others build on them; then more of what is learned last: other
+proportions, who is who in company, styles."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -582,22 +587,22 @@ class Pool:
     pictures: Mapping[tuple[int, int], tuple[Tensor, list[world.Scene], list[float]]]
 
 
-def render_pool(machine: Machine, vae: AutoencoderKL, course: Course, count: int, log: Callable[[str], None]) -> Pool:
-    """This worker's share of `count` pictures of the world, new for every course."""
+def render_pool(machine: Machine, vae: AutoencoderKL, course: Course, log: Callable[[str], None]) -> Pool:
+    """This worker's share of a course's pictures of the world, new for every course."""
     path = machine.work / f"{course.name} pool.{machine.rank}of{machine.workers}.pt"
     if not path.exists():
-        torch.save(_render(machine, vae, course, count // machine.workers, log), path)
+        torch.save(_render(machine, vae, course, log), path)
     pool = torch.load(path, weights_only=False)
     pictures = {size: (z, scenes, list(accumulate(map(course.often, scenes)))) for size, (z, scenes) in pool.items()}
     return Pool(native=course.native, pictures=pictures)
 
 
 def _render(
-    machine: Machine, vae: AutoencoderKL, course: Course, count: int, log: Callable[[str], None]
+    machine: Machine, vae: AutoencoderKL, course: Course, log: Callable[[str], None]
 ) -> dict[tuple[int, int], tuple[Tensor, list[world.Scene]]]:
     rng = random.Random(f"{course.name} pool {machine.rank}")
     scenes: dict[tuple[int, int], list[world.Scene]] = {}
-    for _ in range(count):
+    for _ in range(course.pictures // machine.workers):
         size = world.NATIVE if rng.random() < course.native else rng.choice(world.SIZES)
         scenes.setdefault(size, []).append(world.training_scene(rng))
     pool = {}
@@ -767,7 +772,7 @@ def _work(rank: int, arguments: argparse.Namespace) -> None:
     torch.manual_seed(2)
     teacher = new_transformer().to(machine.device)
     for course in COURSES:
-        pool = render_pool(machine, vae, course, 24000, log)
+        pool = render_pool(machine, vae, course, log)
         train_transformer(machine, text, teacher, course, pool, 32, log)
     teacher.eval().requires_grad_(False)
     student = distil_guidance(machine, text, teacher, pool, 500, 32, log)
