@@ -11,7 +11,14 @@ from lora import record
 from lora.photos import Photo
 from tests.test_request import a_request
 
-DECIDED: dict[str, Any] = {"base": "toyflux", "learning_rate": 2e-3, "resolutions": (64, 96), "seed": 5, "plan": "CPU"}
+DECIDED: dict[str, Any] = {
+    "base": "toyflux",
+    "learning_rate": 2e-3,
+    "resolutions": (64, 96),
+    "seed": 5,
+    "plan": "CPU",
+    "weights_of_step": 3,
+}
 
 
 def _photos(folder: Path, **captions: str | None) -> list[Photo]:
@@ -72,6 +79,7 @@ def test_the_header_is_read_by_comfyui_and_by_the_web_sites_that_share_loras(tmp
     assert header["ss_base_model_version"] == "flux1"
     assert header["ss_network_dim"] == header["ss_network_alpha"] == "16"
     assert (header["ss_learning_rate"], header["ss_max_train_steps"], header["ss_seed"]) == ("0.002", "900", "5")
+    assert header["ss_steps"] == "3", "the step whose weights these are"
     assert all(isinstance(value, str) for value in header.values()), "safetensors takes nothing else"
 
 
