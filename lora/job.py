@@ -37,7 +37,7 @@ from lora import (
 )
 from lora.base import Base
 from lora.fit import Settings
-from lora.hardware import Plan
+from lora.hardware import Gpu, Plan
 from lora.learn import Material
 from lora.names import Pair
 from lora.photos import Photo
@@ -75,10 +75,8 @@ def run(
     request.check(secrets)
     if request.hf_repo_id:
         hub.check_access(request.hf_repo_id, secrets.hf_token or "", request.hf_private)
-    gpu = hardware.read_gpu()
-    if flux_base or gpu:
-        log(f"looking for the base {flux_base or base.FLUX_DEV}; where it must be downloaded first, that takes minutes")
-    flux = base.find(flux_base, gpu, secrets.hf_token)
+    gpu, stage = hardware.read_gpu(), Stages(log)
+    flux = _base(flux_base, gpu, secrets, stage, log)
     log(f"base: {flux.name} ({flux.reason})")
     skeleton = flux.skeleton()
     modules = _modules(request, skeleton, log)
@@ -107,7 +105,6 @@ def run(
         **dataclasses.asdict(settings),
     }
 
-    stage = Stages(log)
     with disk.work_folder("flux-lora-") as work, contextlib.ExitStack() as lent:
         start: Mapping[str, Pair] | None = None
         if request.resume_from:
@@ -188,6 +185,15 @@ def run(
     for name, seconds in stage.seconds.items():
         metric(f"seconds_{name.replace(' ', '_')}", seconds)
     return tar
+
+
+def _base(name: str | None, gpu: Gpu | None, secrets: Secrets, stage: Stages, log: Log) -> Base:
+    """The base; a stage of its own where it may have to be downloaded, for that takes minutes."""
+    if Path(name).is_dir() if name else gpu is None:
+        return base.find(name, gpu, secrets.hf_token)
+    with stage("fetching the base"):
+        log(f"{name or base.FLUX_DEV}, from the Hugging Face Hub: on first use all of its files are downloaded")
+        return base.find(name, gpu, secrets.hf_token)
 
 
 def _modules(request: TrainRequest, skeleton: FluxTransformer2DModel, log: Log) -> list[str]:

@@ -16,8 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
-from lora import fit, generate, job, report, validation
+from lora import base, fit, generate, job, report, validation
 from lora.report import Preview
+from tests import hub_server
 from tests.test_request import a_request
 
 FAST = {"training_steps": 3, "prior_loss_weight": 0.0}
@@ -45,11 +46,17 @@ def archive(tmp_path: Path) -> Path:
     return path
 
 
-def _run(archive: Path, output: Path, log: Callable[[str], None] = lambda line: None, **changes: Any) -> Path:
+def _run(
+    archive: Path,
+    output: Path,
+    log: Callable[[str], None] = lambda line: None,
+    flux_base: str | None = None,
+    **changes: Any,
+) -> Path:
     return job.run(
         a_request(archive, **{**FAST, **changes}),
         output=output,
-        flux_base=None,
+        flux_base=flux_base,
         captioner=None,
         log=log,
         metric=lambda name, value: None,
@@ -74,6 +81,22 @@ def test_the_tar_holds_the_weights_captions_and_the_record_and_nothing_is_left(
     assert "TOY BASE" in lines[0]
     assert any(line.startswith("step 3/3 (100%)") for line in lines)
     assert lines[-1].startswith("seconds: ")
+
+
+def test_a_base_of_the_hub_is_fetched_in_a_stage_of_its_own(
+    archive: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    with hub_server.asked_by_the_library(monkeypatch, tmp_path) as hub:
+        hub.private["club/base"] = False
+        hub.files["club/base"] = {
+            file.relative_to(base.TOY).as_posix(): file.read_bytes() for file in base.TOY.rglob("*.*")
+        }
+        _run(archive, tmp_path / "out", lines.append, "club/base")
+    assert lines[0] == "== fetching the base"
+    assert lines[1].startswith("club/base, from the Hugging Face Hub: on first use")
+    assert lines[2] == "base: club/base (from the Hugging Face Hub)"
+    assert lines[-1].startswith("seconds: fetching the base ")
 
 
 def test_previews_that_fail_cost_nobody_the_lora(
