@@ -1,4 +1,4 @@
-"""The lab: what it asks for, how it adds up, and (slow) a small run of it on the toy base."""
+"""The lab: what it asks for, how it adds up, and a small run of it on the toy base."""
 
 import json
 from dataclasses import replace
@@ -155,16 +155,16 @@ def test_an_unknown_recipe_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "magic: not one of defaults" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("look", ["TOK", "CHALQ"])
-def test_a_small_run_teaches_a_subject_and_keeps_the_base(look: str) -> None:
-    """One subject and one style, two minutes each on a slow core. Bounds are what was measured (bench/NOTES.md), less
-    the noise of so few draws; of fidelity they ask nothing, for the base that lies here draws too softly for it."""
-    cell = _cell(look=look, pictures=12, draws=12, steps=400)
-    before = quality.run(Cell(**{**vars(cell), "recipe": "base", "steps": 0}))["scores"]
+def test_a_small_run_teaches_a_subject_and_a_style_and_keeps_the_base(look: str) -> None:
+    """Half a minute each. Measured with seeds 1 and 2: fidelity .62 and .75 of the subject, .75 and .12 of the style;
+    traits from .14, .07 to .73, .66 and from .42, .45 to .78, .65; leak .00, .00, .06, .00."""
+    cell = _cell(look=look, pictures=12, draws=8, drawing_steps=10, steps=200)
+    before = quality.run(replace(cell, recipe="base", steps=0))["scores"]
     after = quality.run(cell)["scores"]
-    assert before["ceiling"] >= 0.6
-    assert before["fidelity"] <= 0.1
-    assert after["traits"] >= before["traits"] + (-0.1 if look == "CHALQ" else 0.05)
-    assert after["preservation"] >= before["preservation"] - 0.15
-    assert after["leak"] <= 0.1
+    assert before["ceiling"] >= 0.8
+    assert before["fidelity"] == 0
+    assert after["fidelity"] >= 0.3
+    assert after["traits"] >= before["traits"] + 0.2
+    assert after["preservation"] >= before["preservation"] - 0.1
+    assert after["leak"] <= 0.2
