@@ -16,8 +16,7 @@ from lora.encode import Example, Text
 from tests.test_fit import SETTINGS
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("float8_backward", [False, True])
+@pytest.mark.parametrize("float8_backward", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_sizes_share_four_graphs_that_train_as_the_blocks_do_and_nothing_else_is_compiled(
     float8_backward: bool, tiny_flux: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text]
 ) -> None:
