@@ -1,14 +1,16 @@
 """How the toy base is made: the parts of the build that are not hours of work."""
 
 import contextlib
+import itertools
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from toyflux import build, world
+from toyflux import build, evaluate, world
 from toyflux.build import Machine
 
 
@@ -80,3 +82,18 @@ def test_a_stage_that_is_done_is_not_done_again_and_one_that_was_stopped_goes_on
     assert done == 30
     assert torch.equal(rest.weight, whole.weight)
     assert torch.equal(rest.bias, whole.bias)
+
+
+def test_a_course_shows_its_own_pictures_in_its_shares(machine: Machine) -> None:
+    vae = evaluate.load(Path(evaluate.__file__).parent / "base").vae
+    courses = [replace(course, pictures=60, native=0.5) for course in build.COURSES]
+    one, two = (build.render_pool(machine, vae, course, lambda line: None) for course in courses)
+    assert sum(len(scenes) for _, scenes, _ in one.pictures.values()) == 60
+    assert one.pictures[world.NATIVE][1] != two.pictures[world.NATIVE][1]
+    z, scenes, shares = two.pictures[world.NATIVE]
+    assert z.shape == (len(scenes), 36, 64)
+    each = [shares[0], *(b - a for a, b in itertools.pairwise(shares))]
+    assert {round(share, 6) for scene, share in zip(scenes, each, strict=True) if len(scene.items) == 2} <= {2.5}
+    sizes = [build.sample_batch(two, 2, step, random.Random(step))[2] for step in range(400)]
+    assert 0.42 < sizes.count(world.NATIVE) / 400 < 0.58
+    assert set(sizes) == {world.NATIVE, *world.SIZES}
