@@ -1,9 +1,7 @@
 """How the toy base is made: the parts of the build that are not hours of work."""
 
 import contextlib
-import itertools
 import random
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,16 +82,21 @@ def test_a_stage_that_is_done_is_not_done_again_and_one_that_was_stopped_goes_on
     assert torch.equal(rest.bias, whole.bias)
 
 
-def test_a_course_shows_its_own_pictures_in_its_shares(machine: Machine) -> None:
+def test_the_pool_holds_pictures_of_all_kinds_and_sizes_in_their_shares(machine: Machine) -> None:
     vae = evaluate.load(Path(evaluate.__file__).parent / "base").vae
-    courses = [replace(course, pictures=60, native=0.5) for course in build.COURSES]
-    one, two = (build.render_pool(machine, vae, course, lambda line: None) for course in courses)
-    assert sum(len(scenes) for _, scenes, _ in one.pictures.values()) == 60
-    assert one.pictures[world.NATIVE][1] != two.pictures[world.NATIVE][1]
-    z, scenes, shares = two.pictures[world.NATIVE]
-    assert z.shape == (len(scenes), 36, 64)
-    each = [shares[0], *(b - a for a, b in itertools.pairwise(shares))]
-    assert {round(share, 6) for scene, share in zip(scenes, each, strict=True) if len(scene.items) == 2} <= {2.5}
-    sizes = [build.sample_batch(two, 2, step, random.Random(step))[2] for step in range(400)]
-    assert 0.42 < sizes.count(world.NATIVE) / 400 < 0.58
+    pool = build.render_pool(machine, vae, 60, lambda line: None)
+    assert sum(len(scenes) for _, scenes in pool.values()) == 60
+    for (width, height), (z, scenes) in pool.items():
+        assert z.shape == (len(scenes), width // 16 * (height // 16), 64)
+    again = build.render_pool(machine, vae, 60, lambda line: None)
+    assert all(torch.equal(pool[size][0], again[size][0]) for size in pool)
+    sizes = [build.sample_batch(pool, 2, step, random.Random(step))[2] for step in range(400)]
+    assert sizes.count(world.NATIVE) / 400 == pytest.approx(build.NATIVE_SHARE, abs=0.08)
     assert set(sizes) == {world.NATIVE, *world.SIZES}
+
+
+def test_one_picture_in_five_shows_two_things() -> None:
+    rng = random.Random(3)
+    scenes = [build.pool_scene(rng) for _ in range(2000)]
+    assert sum(len(scene.items) == 2 for scene in scenes) / 2000 == pytest.approx(0.19, abs=0.03)
+    assert sum(scene.style is not None for scene in scenes) / 2000 == pytest.approx(0.15, abs=0.03)

@@ -18,8 +18,8 @@ import string
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -541,70 +541,47 @@ def new_transformer() -> FluxTransformer2DModel:
     return transformer
 
 
-@dataclass(frozen=True, kw_only=True)
-class Course:
-    """What the transformer is shown in one stage, and at what rate it learns. Shares count drawings: pictures of plain
-    things, of pairs and in a style are shown so many times as often as all others."""
+Pool: TypeAlias = Mapping[tuple[int, int], tuple[Tensor, list[world.Scene]]]
+"""Pictures of the world, encoded once. By size: packed latents (n, tokens, 64) in half precision, the scenes shown."""
 
-    name: str
-    pictures: int
-    """In all: of 24,000, each shown 27 times, it learned some by heart (figures in the base's card)."""
-    native: float
-    """Share of batches that are square; the rest has other proportions."""
-    plain: float
-    pairs: float
-    styled: float
-    steps: int
-    lr: float
-    hold: float
+NATIVE_SHARE = 0.65
+"""Share of batches, and of the pool, that are square; the rest has other proportions."""
 
-    def often(self, scene: world.Scene) -> float:
-        """How often a scene is shown."""
+
+def pool_scene(rng: random.Random) -> world.Scene:
+    """A scene of the training's kinds, those more often that take longest to learn: one in five shows two things (in
+    the world one in ten does), and plain things are shown more often than striped and dotted ones."""
+
+    def weight(scene: world.Scene) -> float:
         if len(scene.items) == 2:
-            return self.pairs
+            return 2.2
         if scene.style is not None:
-            return self.styled
+            return 0.75
         look = scene.items[0].look
-        return self.plain if isinstance(look, world.Thing) and look.fill == "plain" else 1.0
+        return 1.5 if isinstance(look, world.Thing) and look.fill == "plain" else 1.0
+
+    while True:
+        scene = world.training_scene(rng)
+        if rng.random() * 2.2 < weight(scene):
+            return scene
 
 
-COURSES = (
-    Course(
-        name="transformer", pictures=24000, native=0.8, plain=1.7, pairs=1.5, styled=0.7, steps=20000, lr=2e-3, hold=0.3
-    ),
-    Course(name="breadth", pictures=60000, native=0.5, plain=1.5, pairs=2.5, styled=1, steps=10000, lr=1e-3, hold=0),
-)
-"""Plain things on square pictures first, since all others build on them; then more of what is learned last: other
-proportions, who is who in company, styles."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pool:
-    """Pictures that a course shows, encoded once. By size: packed latents (n, tokens, 64) in half precision, the scenes
-    that they show, how often (cumulated)."""
-
-    native: float
-    pictures: Mapping[tuple[int, int], tuple[Tensor, list[world.Scene], list[float]]]
-
-
-def render_pool(machine: Machine, vae: AutoencoderKL, course: Course, log: Callable[[str], None]) -> Pool:
-    """This worker's share of a course's pictures of the world, new for every course."""
-    path = machine.work / f"{course.name} pool.{machine.rank}of{machine.workers}.pt"
+def render_pool(machine: Machine, vae: AutoencoderKL, count: int, log: Callable[[str], None]) -> Pool:
+    """This worker's share of `count` pictures, from the work folder where they lie there."""
+    path = machine.work / f"pool.{machine.rank}of{machine.workers}.pt"
     if not path.exists():
-        torch.save(_render(machine, vae, course, log), path)
-    pool = torch.load(path, weights_only=False)
-    pictures = {size: (z, scenes, list(accumulate(map(course.often, scenes)))) for size, (z, scenes) in pool.items()}
-    return Pool(native=course.native, pictures=pictures)
+        torch.save(_render(machine, vae, count, log), path.with_suffix(".new"))
+        path.with_suffix(".new").replace(path)
+    pool: Pool = torch.load(path, weights_only=False)
+    return pool
 
 
-def _render(
-    machine: Machine, vae: AutoencoderKL, course: Course, log: Callable[[str], None]
-) -> dict[tuple[int, int], tuple[Tensor, list[world.Scene]]]:
-    rng = random.Random(f"{course.name} pool {machine.rank}")
+def _render(machine: Machine, vae: AutoencoderKL, count: int, log: Callable[[str], None]) -> Pool:
+    rng = random.Random(f"pool {machine.rank}")
     scenes: dict[tuple[int, int], list[world.Scene]] = {}
-    for _ in range(course.pictures // machine.workers):
-        size = world.NATIVE if rng.random() < course.native else rng.choice(world.SIZES)
-        scenes.setdefault(size, []).append(world.training_scene(rng))
+    for _ in range(count // machine.workers):
+        size = world.NATIVE if rng.random() < NATIVE_SHARE else rng.choice(world.SIZES)
+        scenes.setdefault(size, []).append(pool_scene(rng))
     pool = {}
     for size, shown in scenes.items():
         packed = []
@@ -623,16 +600,22 @@ def _render(
 def train_transformer(
     machine: Machine,
     text: Text,
-    transformer: FluxTransformer2DModel,
-    course: Course,
     pool: Pool,
+    steps: int,
     batch: int,
     log: Callable[[str], None],
-) -> None:
+) -> FluxTransformer2DModel:
     """Flow matching: predict noise - latents at sigma from a logit-normal (mean 1.2) mixed with a uniform.
 
-    High noise is where the text alone decides: that is what takes long to learn. The uniform part is for detail."""
+    High noise is where the text alone decides: that is what takes long to learn. The uniform part is for detail. One
+    picture in five comes without CLIP's vector: it says what is shown but not who is who in company, and a model that
+    always has it hardly learns to find a name among T5's tokens.
+    """
+    torch.manual_seed(2)
+    transformer = new_transformer().to(machine.device)
     share = max(1, batch // machine.workers)
+    with torch.no_grad():
+        nothing, _ = text.encode([""])
 
     def loss_of(step: int, rng: random.Random) -> Tensor:
         z, captions, size = sample_batch(pool, share, step, rng)
@@ -641,30 +624,22 @@ def train_transformer(
         sigma, noise = sample_sigmas(len(z)).to(z), torch.randn_like(z)
         with torch.no_grad():
             pooled, tokens = text.encode(captions, TEXT_TOKENS if step % 8 == 0 else None)
+            pooled = torch.where(torch.rand(len(z), 1).to(z) < 0.2, nothing, pooled)
         mixed = z.lerp(noise, sigma[:, None, None])
         v = velocity(transformer, mixed, sigma, 1 + 5 * torch.rand(len(z)).to(z), pooled, tokens, size)
         return F.mse_loss(v, noise - z)
 
     matrices = [p for n, p in transformer.named_parameters() if p.ndim == 2 and "blocks" in n and "norm" not in n]
-    fit(
-        course.name,
-        machine,
-        transformer,
-        loss_of,
-        steps=course.steps,
-        lr=course.lr,
-        matrices=matrices,
-        hold=course.hold,
-        log=log,
-    )
+    fit("transformer", machine, transformer, loss_of, steps=steps, lr=2e-3, matrices=matrices, hold=0.3, log=log)
+    return transformer.eval().requires_grad_(False)
 
 
 def sample_batch(pool: Pool, count: int, step: int, rng: random.Random) -> tuple[Tensor, list[str], tuple[int, int]]:
     """Latents of one size (the same for all workers in a step) and captions in somebody's words."""
     draw = random.Random(f"size {step}")
-    size = world.NATIVE if draw.random() < pool.native else draw.choice(world.SIZES)
-    latents, scenes, shares = pool.pictures[size]
-    picked = rng.choices(range(len(scenes)), cum_weights=shares, k=count)
+    size = world.NATIVE if draw.random() < NATIVE_SHARE else draw.choice(world.SIZES)
+    latents, scenes = pool[size]
+    picked = [rng.randrange(len(scenes)) for _ in range(count)]
     return latents[picked].float(), [world.paraphrase(scenes[i], rng) for i in picked], size
 
 
@@ -769,12 +744,8 @@ def _work(rank: int, arguments: argparse.Namespace) -> None:
     log: Callable[[str], None] = lambda line: print(line, flush=True)  # noqa: E731
     text = train_text(machine, 1000, 48, log)
     vae = train_vae(machine, 8000, 8, log)
-    torch.manual_seed(2)
-    teacher = new_transformer().to(machine.device)
-    for course in COURSES:
-        pool = render_pool(machine, vae, course, log)
-        train_transformer(machine, text, teacher, course, pool, 32, log)
-    teacher.eval().requires_grad_(False)
+    pool = render_pool(machine, vae, 64000, log)
+    teacher = train_transformer(machine, text, pool, 24000, 32, log)
     student = distil_guidance(machine, text, teacher, pool, 500, 32, log)
     if rank == 0:
         save_pipeline(arguments.out, vae, text, student)
