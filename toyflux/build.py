@@ -549,12 +549,12 @@ NATIVE_SHARE = 0.65
 
 
 def pool_scene(rng: random.Random) -> world.Scene:
-    """A scene of the training's kinds, those more often that take longest to learn: one in five shows two things (in
+    """A scene of the training's kinds, those more often that take longest to learn: two in nine show two things (in
     the world one in ten does), and plain things are shown more often than striped and dotted ones."""
 
     def weight(scene: world.Scene) -> float:
         if len(scene.items) == 2:
-            return 2.2
+            return 2.8
         if scene.style is not None:
             return 0.75
         look = scene.items[0].look
@@ -562,7 +562,7 @@ def pool_scene(rng: random.Random) -> world.Scene:
 
     while True:
         scene = world.training_scene(rng)
-        if rng.random() * 2.2 < weight(scene):
+        if rng.random() * 2.8 < weight(scene):
             return scene
 
 
