@@ -11,17 +11,26 @@ from torch import Tensor, nn
 
 
 def orthogonal(gradients: Tensor) -> Tensor:
-    """The nearest orthogonal matrices of a stack, by four steps of the Polar Express iteration (arXiv 2505.16932)."""
+    """The nearest orthogonal matrices of a stack, by four steps of the Polar Express iteration (arXiv 2505.16932).
+
+    Each step multiplies by a polynomial of the Gram matrix, which changes by the polynomial alone: so the steps are
+    taken on the small square matrices, and what they come to is multiplied with the wide ones once.
+    """
     x = gradients.mT if gradients.shape[-2] > gradients.shape[-1] else gradients
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.01 + 1e-7)
+    gram = x @ x.mT
+    one = torch.eye(gram.shape[-1], device=x.device)
+    turn = one.expand_as(gram)
     for a, b, c in (
         (8.28721, -23.59589, 17.30039),
         (4.10706, -2.94785, 0.54484),
         (3.94869, -2.9089, 0.55182),
         (3.31842, -2.48849, 0.51005),
     ):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        step = a * one + b * gram + c * gram @ gram
+        gram = step @ gram @ step
+        turn = step @ turn
+    x = turn @ x
     return x.mT if gradients.shape[-2] > gradients.shape[-1] else x
 
 
