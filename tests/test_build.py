@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from toyflux import build, evaluate, world
 from toyflux.build import Machine
+from toyflux.muon import orthogonal
 
 
 @pytest.fixture
@@ -100,3 +101,16 @@ def test_more_than_one_picture_in_five_shows_two_things() -> None:
     scenes = [build.pool_scene(rng) for _ in range(2000)]
     assert sum(len(scene.items) == 2 for scene in scenes) / 2000 == pytest.approx(0.22, abs=0.03)
     assert sum(scene.style is not None for scene in scenes) / 2000 == pytest.approx(0.14, abs=0.03)
+
+
+@pytest.mark.parametrize("shape", [(3, 24, 24), (2, 16, 64), (2, 80, 16)])
+def test_muon_steps_along_all_singular_vectors_about_alike(shape: tuple[int, ...]) -> None:
+    gradients = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    u, sizes, v = torch.linalg.svd(gradients, full_matrices=False)
+    turned = u.mT @ orthogonal(gradients) @ v.mT
+    found = turned.diagonal(dim1=-2, dim2=-1)
+    assert (turned - torch.diag_embed(found)).abs().max() < 1e-3
+    large = sizes > 0.05 * sizes[:, :1]
+    assert large.float().mean() > 0.9
+    assert found[large].min() > 0.3
+    assert found[large].max() < 1.7
