@@ -345,9 +345,7 @@ def cells(arguments: argparse.Namespace) -> list[Cell]:
     looks = [look for some in pairs for look in some if look is not None]
     some = {name: getattr(arguments, name) for name in ("pictures", "draws", "drawing_steps")}
     wanted: dict[Cell, None] = {}
-    for seed, steps, look, recipe in itertools.product(
-        range(1, arguments.seeds + 1), arguments.steps, looks, arguments.recipes
-    ):
+    for seed, steps, look, recipe in itertools.product(arguments.seeds, arguments.steps, looks, arguments.recipes):
         cell = Cell(look=look, recipe=recipe, steps=steps, seed=seed, **some)
         wanted |= {replace(cell, recipe="base", steps=0): None, cell: None}
     return list(wanted)
@@ -476,7 +474,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--subjects", type=int, default=8, help="of 8")
     parser.add_argument("--styles", type=int, default=4, help="of 4")
     parser.add_argument("--steps", type=_numbers, default=[100, 200, 400, 800], help="in the order to take them")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=_numbers, default=[1, 2, 3], help="in the order to take them")
     parser.add_argument("--pictures", type=int, default=10, help="training pictures of each look, 4 to 20")
     parser.add_argument("--draws", type=int, default=24, help="drawings for each score")
     parser.add_argument("--drawing-steps", type=int, default=28, help="of each drawing; 28 is what people draw with")
