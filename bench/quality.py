@@ -109,9 +109,9 @@ RECIPES = {
     "preservation every step": Recipe(settings={"prior_every": 1}),
     "32 drawings": Recipe(settings={"prior_prompts": 32}),
     "96 drawings": Recipe(settings={"prior_prompts": 96}),
-    # What a subject and what a style are held to by default, for the other type.
     "held to all kinds": Recipe(settings={"prior_kinds": prior.KINDS["subject"]}),
-    "held to captions": Recipe(settings={"prior_kinds": prior.KINDS["style"]}),
+    "held to captions": Recipe(settings={"prior_kinds": ("captions",)}),
+    "held to captions and things": Recipe(settings={"prior_kinds": prior.KINDS["style"]}),
     # No other made-up words: ordinary things alone, and as prior preservation with a class noun has it.
     "preserving things": Recipe(settings={"prior_kinds": ("things",)}),
     "preserving captions of things": Recipe(settings={"prior_kinds": ("things", "captions of things")}),
