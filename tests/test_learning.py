@@ -64,7 +64,7 @@ def lesson(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def scenes(lesson: Lesson, names: Sequence[str]) -> list[Scene]:
     """The look alone under each of these names, in places and on backgrounds other than its pictures'."""
-    found = [s for s in quality.scenes_with(lesson.look, 4 * len(names), seed=7) if len(s.items) == 1]
+    found = [s for s in quality.scenes_with(lesson.look, 5 * len(names), seed=7) if len(s.items) == 1]
     new = [s for s in found if world.caption(quality.with_name(s, lesson.look, "TOK")) not in lesson.shown]
     return [quality.with_name(scene, lesson.look, name) for scene, name in zip(new, names, strict=False)]
 
