@@ -104,13 +104,11 @@ def test_another_made_up_word_does_not_draw_it(lesson: Lesson, misnamed: list[Im
 
 
 def test_without_the_trigger_word_the_base_still_draws_what_it_drew(lesson: Lesson) -> None:
-    """The aim is .95. A style misses it by a little: .954 and .931 of 217 drawings, seeds 1 and 2 (bench/NOTES.md)."""
-    least = 0.95 if isinstance(lesson.look, Creature) else 0.9
     after = draw(lesson.pipeline, lesson.own, 2000)
     was_right = [all(quality.right(s, p)) for s, p in zip(lesson.own, lesson.before, strict=True)]
     still = [all(quality.right(s, p)) for s, p, good in zip(lesson.own, after, was_right, strict=True) if good]
     assert len(still) >= 0.6 * len(lesson.own)
-    assert np.mean(still) >= least
+    assert np.mean(still) >= 0.95
 
 
 def test_scale_0_draws_the_bases_pictures_exactly(lesson: Lesson) -> None:
