@@ -23,8 +23,8 @@ from lora.encode import Text, in_host_memory, stack
 
 KINDS = {"subject": ("things", "made-up words", "captions"), "style": ("captions", "captions", "things")}
 """What is asked of the base, by `lora_type` and in turn; `prompts` says what each means, and of one kind more. A style
-is held above all to what the user's captions are with another word, in which the trigger word alone can tell. Ordinary
-things stand in one of three: without any, what the base draws with no style in the prompt went (bench/NOTES.md)."""
+is held above all to what the user's captions are with another word, in which the trigger word alone can tell. One in
+three is an ordinary thing: so .97 of the base's own plain things stay, without any .94 (bench/NOTES.md)."""
 DRAWINGS = {"subject": 32, "style": 96}
 """How many, by `lora_type`: with 32 of them the example's style showed under another made-up word in .16 of the
 drawings, with 96 in .05; the subject in none with either (bench/NOTES.md)."""
