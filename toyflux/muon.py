@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 def orthogonal(gradients: Tensor) -> Tensor:
     """About the nearest orthogonal matrix of each, by four steps of the Polar Express iteration (arXiv 2505.16932).
-    Singular values that are not tiny come out from .3 to 1.7, near enough for an optimizer; further steps would bring them to 1.
+    Singular values that are not tiny come out from .3 to 1.7, near enough for an optimizer; more steps would end at 1.
 
     Each step multiplies by a polynomial of the Gram matrix, which changes by the polynomial alone: so the steps are
     taken on the small square matrices, and what they come to is multiplied with the wide ones once.
