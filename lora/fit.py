@@ -38,7 +38,8 @@ class Settings:
     prior_loss_weight: float
     seed: int
     timestep_mean: float = 0.0
-    """Of the logit-normal; see `flow.sample_timesteps`."""
+    timestep_std: float = 1.0
+    """Of the logit-normal, both; see `flow.sample_timesteps`."""
     uniform_timesteps: bool = False
     """Every time from 0 to 1 alike, instead of the logit-normal."""
     guidance: float = flow.TRAINING_GUIDANCE
@@ -129,7 +130,7 @@ def step_loss(
     if settings.uniform_timesteps:
         timesteps = torch.rand(len(batch), generator=generator, device=device)
     else:
-        timesteps = flow.sample_timesteps(len(batch), generator, settings.timestep_mean)
+        timesteps = flow.sample_timesteps(len(batch), generator, settings.timestep_mean, settings.timestep_std)
     noisy = flow.add_noise(latents, noise, timesteps)
     text = stack(texts, captions, device)
     prediction = flow.velocity(transformer, noisy, timesteps, settings.guidance, text, batch[0].size)
@@ -176,9 +177,8 @@ def fit(
     means = [p.detach().clone() for p in parameters] if settings.ema_decay else []
     # Half of the looks at the base's own draws are at the pictures' times, where other words must be told from the
     # trigger; half at any time, for all of a drawing must stay (bench/NOTES.md).
-    shares = [
-        flow.share_of_timesteps(p.until, p.timestep, settings.timestep_mean) + p.timestep - p.until for p in priors
-    ]
+    around = settings.timestep_mean, settings.timestep_std
+    shares = [flow.share_of_timesteps(p.until, p.timestep, *around) + p.timestep - p.until for p in priors]
     source = batches(examples, settings.batch_size, rng)
     kept = torch.zeros((), device=device)
     started = time.monotonic()
