@@ -120,7 +120,6 @@ RECIPES = {
     "timesteps around 0": Recipe(settings={"timestep_mean": 0.0}),
     "timesteps around 1.2": Recipe(settings={"timestep_mean": 1.2}),
     "timesteps around 2.5": Recipe(settings={"timestep_mean": 2.5}),
-    "timesteps twice as wide": Recipe(settings={"timestep_std": 2.0}),
     "uniform timesteps": Recipe(settings={"uniform_timesteps": True}),
     "no dropout": Recipe(inputs={"caption_dropout_rate": 0.0}),
     "dropout 0.1": Recipe(inputs={"caption_dropout_rate": 0.1}),
@@ -131,6 +130,7 @@ RECIPES = {
     "batch 4": Recipe(inputs={"batch_size": 4}),
     "rank 4": Recipe(inputs={"lora_rank": 4}),
     "short captions": Recipe(short_captions=True),
+    "stopped early": Recipe(inputs={"stop_early": True}),
     # A part of the layers: the words' own stream, as Custom Diffusion (arXiv:2212.04488) trains what reads the words;
     # either kind of block, as B-LoRA (arXiv:2403.14572) tells a style's from a subject's.
     "text stream": Recipe(inputs={"layers_to_optimize_regex": r"\.attn\.(add_|to_add_out)|\.ff_context"}),

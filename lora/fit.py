@@ -38,8 +38,7 @@ class Settings:
     prior_loss_weight: float
     seed: int
     timestep_mean: float = 0.0
-    timestep_std: float = 1.0
-    """Of the logit-normal, both; see `flow.sample_timesteps`."""
+    """Of the logit-normal; see `flow.sample_timesteps`."""
     uniform_timesteps: bool = False
     """Every time from 0 to 1 alike, instead of the logit-normal."""
     guidance: float = flow.TRAINING_GUIDANCE
@@ -130,7 +129,7 @@ def step_loss(
     if settings.uniform_timesteps:
         timesteps = torch.rand(len(batch), generator=generator, device=device)
     else:
-        timesteps = flow.sample_timesteps(len(batch), generator, settings.timestep_mean, settings.timestep_std)
+        timesteps = flow.sample_timesteps(len(batch), generator, settings.timestep_mean)
     noisy = flow.add_noise(latents, noise, timesteps)
     text = stack(texts, captions, device)
     prediction = flow.velocity(transformer, noisy, timesteps, settings.guidance, text, batch[0].size)
@@ -177,8 +176,9 @@ def fit(
     means = [p.detach().clone() for p in parameters] if settings.ema_decay else []
     # Half of the looks at the base's own draws are at the pictures' times, where other words must be told from the
     # trigger; half at any time, for all of a drawing must stay (bench/NOTES.md).
-    around = settings.timestep_mean, settings.timestep_std
-    shares = [flow.share_of_timesteps(p.until, p.timestep, *around) + p.timestep - p.until for p in priors]
+    shares = [
+        flow.share_of_timesteps(p.until, p.timestep, settings.timestep_mean) + p.timestep - p.until for p in priors
+    ]
     source = batches(examples, settings.batch_size, rng)
     kept = torch.zeros((), device=device)
     started = time.monotonic()
