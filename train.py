@@ -21,7 +21,7 @@ class TrainingOutput(BaseModel):
 
 def train(
     input_images: Path = Input(
-        description="A zip, tar or tar.gz of the pictures to learn from: 10 to 20 are a good number. A caption in a text file of the same name (dog.jpg, dog.txt) is used as it is; [trigger] in it stands for the trigger word, which is put in front where it is missing.",
+        description="A zip, tar or tar.gz of the pictures to learn from: 10 to 20 are a good number, for a style 20. A caption in a text file of the same name (dog.jpg, dog.txt) is used as it is; [trigger] in it stands for the trigger word, which is put in front where it is missing.",
     ),
     trigger_word: str = Input(
         default="TOK",
