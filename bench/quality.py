@@ -7,7 +7,7 @@
 - *traits*: of the look's parts and colours, the share that those drawings show, cleanly drawn or not: it moves where
   fidelity, which wants all of them, still stands at nothing;
 - *following*: of what else those prompts ask (background, places, the other thing), the share that is there; beside it
-  the base's, with a name that it knows in the trigger's place;
+  the base's, with a creature that it knows in the trigger's place, or the share on true pictures of the style;
 - *preservation*: of prompts without the trigger word, the share of right answers; beside it the base's;
 - *leak*: the share of drawings with *another* made-up word, or with none, that show what was learned all the same.
 
@@ -302,10 +302,12 @@ def references(pipeline: FluxPipeline, cell: Cell) -> dict[str, float]:
     stand_in: Creature | Style = world.style(known) if isinstance(look, Style) else world.creature(known)
     familiar = scenes_with(stand_in, draws, seed)
     pictures = _drawn(pipeline, familiar, 1000, cell.drawing_steps)
+    # How well the rest can be read under a style hangs on the style, so its own true pictures are the measure.
+    shown = zip(scenes, true, strict=True) if isinstance(look, Style) else zip(familiar, pictures, strict=True)
     return scores(pipeline, cell) | {
         "ceiling": _share(judge.shows(true, look)),
         "fidelity to a known name": _share(judge.shows(pictures, stand_in)),
-        "following": _share([yes for s, p in zip(familiar, pictures, strict=True) for yes in right(s, p)]),
+        "following": _share([yes for s, p in shown for yes in right(s, p)]),
     }
 
 
@@ -388,7 +390,7 @@ def short_of_the_goal(group: Sequence[Line], lines: Sequence[Line]) -> list[str]
     """The scores in which trainings are short of the goal, on average; None where the base's own are not known.
 
     The goal: fidelity at least 95 % of the judge's ceiling, following within 5 points and preservation within 3 points
-    of the untouched base, on the same looks and seeds.
+    of the base's line (see the head of this file), on the same looks and seeds.
     """
     untouched = {(line["look"], line["seed"]): line["scores"] for line in lines if line["recipe"] == "base"}
     pairs = [(line["scores"], untouched.get((line["look"], line["seed"]))) for line in group]
