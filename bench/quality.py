@@ -83,7 +83,7 @@ RECIPES = {
     "ostris": Recipe(
         inputs={"learning_rate": 4e-4, "lora_rank": 16, "caption_dropout_rate": 0.05, "prior_loss_weight": 0.0},
         settings={
-            "constant_rate": True,
+            "held": 1.0,
             "ema_decay": 0.99,
             "weight_decay": 1e-2,
             "adam_epsilon": 1e-6,
@@ -101,7 +101,7 @@ RECIPES = {
             "prior_loss_weight": 0.0,
             "layers_to_optimize_regex": ATTENTION_AND_DOUBLE_FF,
         },
-        settings={"constant_rate": True, "uniform_timesteps": True, "guidance": 3.5},
+        settings={"held": 1.0, "uniform_timesteps": True, "guidance": 3.5},
         gaussian_start=True,
     ),
     "a third of the preservation": Recipe(inputs={"prior_loss_weight": 0.3}),
@@ -124,7 +124,9 @@ RECIPES = {
     "no dropout": Recipe(inputs={"caption_dropout_rate": 0.0}),
     "dropout 0.1": Recipe(inputs={"caption_dropout_rate": 0.1}),
     "running mean": Recipe(settings={"ema_decay": 0.99}),
-    "constant rate": Recipe(settings={"constant_rate": True}),
+    "constant rate": Recipe(settings={"held": 1.0}),
+    "rate held for no time": Recipe(settings={"held": 0.0}),
+    "rate held for half": Recipe(settings={"held": 0.5}),
     "half the rate": Recipe(rate=0.5),
     "twice the rate": Recipe(rate=2.0),
     "batch 4": Recipe(inputs={"batch_size": 4}),

@@ -19,6 +19,9 @@ FLUX_WIDTH = 3072
 LEARNING_RATES = {"subject": 4e-4, "style": 8e-4}
 """At FLUX.1-dev's width, for rank 16 and AdamW; 4e-4 is what ostris/flux-dev-lora-trainer uses on Replicate. Twice that
 for a style is what the lab showed on the toy base (bench/NOTES.md)."""
+HELD = {"subject": 0.5, "style": 0.0}
+"""Share of the training in which the rate stays at its peak. A subject learns faster so, and nothing else suffers; a
+style at its higher rate needs the long decay (bench/NOTES.md)."""
 TIMESTEP_MEANS = {"subject": 0.0, "style": 2.5}
 """Of the logit-normal. A style shows in layout, ground and colours, which much noise decides: near what
 arXiv:2411.14793 found for styles on FLUX.1-dev (3.0), and what the lab showed on the toy base (bench/NOTES.md)."""
@@ -43,8 +46,8 @@ class Settings:
     """Every time from 0 to 1 alike, instead of the logit-normal."""
     guidance: float = flow.TRAINING_GUIDANCE
     """What the transformer's guidance input is given, with the pictures and with the base's own draws."""
-    constant_rate: bool = False
-    """The peak from the first step to the last, without warm-up or decay."""
+    held: float = 0.0
+    """Share of the training in which the learning rate stays at its peak; see `learning_rate_at`."""
     weight_decay: float = 1e-4
     adam_epsilon: float = 1e-8
     ema_decay: float = 0.0
@@ -99,12 +102,15 @@ def batches(examples: Sequence[Example], batch_size: int, rng: random.Random) ->
         yield from rng.sample(epoch, len(epoch))
 
 
-def learning_rate_at(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over the first 2 % (50 steps at most), then half a cosine to a tenth of the peak; step from 1."""
+def learning_rate_at(step: int, steps: int, peak: float, held: float) -> float:
+    """Linear warm-up over the first 2 % (50 steps at most), the peak until a share `held` of the rest is over, then
+    half a cosine to a tenth of the peak; step from 1. With `held` 1 the peak throughout, without warm-up."""
+    if held == 1:
+        return peak
     warm_up = min(50, max(1, steps // 50))
     if step < warm_up:
         return peak * step / warm_up
-    progress = (step - warm_up) / max(1, steps - warm_up)
+    progress = max(0.0, (step - warm_up) / max(1, steps - warm_up) - held) / (1 - held)
     return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
@@ -185,8 +191,7 @@ def fit(
     for step in range(1, settings.steps + 1):
         batch = next(source)
         captions = ["" if rng.random() < settings.caption_dropout_rate else example.caption for example in batch]
-        peak = settings.learning_rate
-        rate = peak if settings.constant_rate else learning_rate_at(step, settings.steps, peak)
+        rate = learning_rate_at(step, settings.steps, settings.learning_rate, settings.held)
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = step_loss(transformer, batch, captions, texts, generator, settings)

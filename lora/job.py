@@ -280,7 +280,9 @@ def _settings(request: TrainRequest, flux: Base, log: Log) -> Settings:
     if rate is None:
         rate, why_rate = fit.default_learning_rate(request.lora_type, flux.width)
     log(f"seed: {seed}, {why_seed}")
-    log(f"learning rate: {rate:.3g}, {why_rate}")
+    held = fit.HELD[request.lora_type]
+    shape = f"held for {held:.0%} of the steps, then falling" if held else "falling from the start"
+    log(f"learning rate: {rate:.3g}, {why_rate}; {shape}, as suits a {request.lora_type}")
     mean = fit.TIMESTEP_MEANS[request.lora_type]
     log(f"timesteps: logit-normal with mean {mean:g}, as suits a {request.lora_type}")
     kinds, drawings = prior.KINDS[request.lora_type], prior.DRAWINGS[request.lora_type]
@@ -294,6 +296,7 @@ def _settings(request: TrainRequest, flux: Base, log: Log) -> Settings:
         prior_loss_weight=request.prior_loss_weight,
         seed=seed,
         timestep_mean=mean,
+        held=held,
         prior_kinds=kinds,
         prior_prompts=drawings,
     )

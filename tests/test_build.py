@@ -85,22 +85,27 @@ def test_a_stage_that_is_done_is_not_done_again_and_one_that_was_stopped_goes_on
 
 def test_the_pool_holds_pictures_of_all_kinds_and_sizes_in_their_shares(machine: Machine) -> None:
     vae = evaluate.load(Path(evaluate.__file__).parent / "base").vae
-    pool = build.render_pool(machine, vae, 60, lambda line: None)
+    pool = build.render_pool(machine, "pool", vae, 60, lambda line: None)
     assert sum(len(scenes) for _, scenes in pool.values()) == 60
     for (width, height), (z, scenes) in pool.items():
         assert z.shape == (len(scenes), width // 16 * (height // 16), 64)
-    again = build.render_pool(machine, vae, 60, lambda line: None)
+    again = build.render_pool(machine, "pool", vae, 60, lambda line: None)
     assert all(torch.equal(pool[size][0], again[size][0]) for size in pool)
     sizes = [build.sample_batch(pool, 2, step, random.Random(step))[2] for step in range(400)]
     assert sizes.count(world.NATIVE) / 400 == pytest.approx(build.NATIVE_SHARE, abs=0.08)
     assert set(sizes) == {world.NATIVE, *world.SIZES}
 
 
-def test_one_picture_in_six_shows_two_things() -> None:
+@pytest.mark.parametrize(
+    ("company", "pairs", "creature_and_thing", "styled"), [(False, 0.165, 0.08, 0.14), (True, 0.41, 0.35, 0.1)]
+)
+def test_what_a_pool_shows(company: bool, pairs: float, creature_and_thing: float, styled: float) -> None:
     rng = random.Random(3)
-    scenes = [build.pool_scene(rng) for _ in range(2000)]
-    assert sum(len(scene.items) == 2 for scene in scenes) / 2000 == pytest.approx(0.165, abs=0.03)
-    assert sum(scene.style is not None for scene in scenes) / 2000 == pytest.approx(0.14, abs=0.03)
+    scenes = [build.pool_scene(rng, company) for _ in range(2000)]
+    mixed = [{type(item.look) for item in scene.items} == {world.Creature, world.Thing} for scene in scenes]
+    assert sum(len(scene.items) == 2 for scene in scenes) / 2000 == pytest.approx(pairs, abs=0.03)
+    assert sum(mixed) / 2000 == pytest.approx(creature_and_thing, abs=0.03)
+    assert sum(scene.style is not None for scene in scenes) / 2000 == pytest.approx(styled, abs=0.03)
 
 
 @pytest.mark.parametrize("shape", [(3, 24, 24), (2, 16, 64), (2, 80, 16)])

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import random
 from collections import Counter
 from typing import Any
@@ -244,19 +245,28 @@ def test_a_training_that_no_gradient_reaches_says_so_at_once(
 
 
 def test_the_learning_rate_warms_up_and_decays() -> None:
-    rates = [fit.learning_rate_at(step, 1000, 1.0) for step in range(1, 1001)]
+    rates = [fit.learning_rate_at(step, 1000, 1.0, 0.0) for step in range(1, 1001)]
     assert rates[0] == pytest.approx(0.05)
     assert max(rates) == rates[19] == pytest.approx(1.0)
-    assert rates[19:] == sorted(rates[19:], reverse=True)
+    assert all(later < sooner for sooner, later in itertools.pairwise(rates[19:]))
     assert rates[-1] == pytest.approx(0.1)
-    assert fit.learning_rate_at(1, 1, 1.0) == 1.0
+    assert fit.learning_rate_at(1, 1, 1.0, 0.0) == fit.learning_rate_at(1, 1, 1.0, 0.5) == 1.0
+
+
+def test_a_rate_that_is_held_for_half_stays_at_its_peak_until_then_and_ends_where_the_other_does() -> None:
+    rates = [fit.learning_rate_at(step, 1000, 1.0, 0.5) for step in range(1, 1001)]
+    assert rates[:19] == [fit.learning_rate_at(step, 1000, 1.0, 0.0) for step in range(1, 20)]
+    assert set(rates[19:510]) == {1.0}
+    assert all(later < sooner for sooner, later in itertools.pairwise(rates[509:]))
+    assert rates[754] == pytest.approx(0.55, abs=0.01)
+    assert rates[-1] == pytest.approx(0.1)
 
 
 def test_a_constant_rate_is_the_peak_at_every_step(
     tiny_flux: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text]
 ) -> None:
     _, falling = _train(copy.deepcopy(tiny_flux), examples, texts, SETTINGS)
-    _, constant = _train(tiny_flux, examples, texts, dataclasses.replace(SETTINGS, constant_rate=True))
+    _, constant = _train(tiny_flux, examples, texts, dataclasses.replace(SETTINGS, held=1.0))
     assert [report.learning_rate for report in constant] == [1e-3] * 6
     assert falling[-1].learning_rate == pytest.approx(1e-4)
 

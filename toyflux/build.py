@@ -548,13 +548,15 @@ NATIVE_SHARE = 0.75
 """Share of batches, and of the pool, that are square; the rest has other proportions."""
 
 
-def pool_scene(rng: random.Random) -> world.Scene:
+def pool_scene(rng: random.Random, company: bool) -> world.Scene:
     """A scene of the training's kinds, those more often that take longest to learn: one in six shows two things (in
-    the world one in ten does), and plain things are shown more often than striped and dotted ones."""
+    the world one in ten does), and plain things are shown more often than striped and dotted ones. In `company`, one in
+    three shows a creature beside a thing."""
 
     def weight(scene: world.Scene) -> float:
         if len(scene.items) == 2:
-            return 2.0
+            creatures = sum(isinstance(item.look, world.Creature) for item in scene.items)
+            return 12.0 if company and creatures == 1 else 2.0
         if scene.style is not None:
             return 0.75
         look = scene.items[0].look
@@ -562,26 +564,27 @@ def pool_scene(rng: random.Random) -> world.Scene:
 
     while True:
         scene = world.training_scene(rng)
-        if rng.random() * 2.0 < weight(scene):
+        if rng.random() * (12.0 if company else 2.0) < weight(scene):
             return scene
 
 
-def render_pool(machine: Machine, vae: AutoencoderKL, count: int, log: Callable[[str], None]) -> Pool:
-    """This worker's share of `count` pictures, from the work folder where they lie there."""
-    path = machine.work / f"pool.{machine.rank}of{machine.workers}.pt"
+def render_pool(machine: Machine, name: str, vae: AutoencoderKL, count: int, log: Callable[[str], None]) -> Pool:
+    """This worker's share of `count` pictures, from the work folder where they lie there; `name` is "pool" or
+    "company", see `pool_scene`."""
+    path = machine.work / f"{name}.{machine.rank}of{machine.workers}.pt"
     if not path.exists():
-        torch.save(_render(machine, vae, count, log), path.with_suffix(".new"))
+        torch.save(_render(machine, name, vae, count, log), path.with_suffix(".new"))
         path.with_suffix(".new").replace(path)
     pool: Pool = torch.load(path, weights_only=False)
     return pool
 
 
-def _render(machine: Machine, vae: AutoencoderKL, count: int, log: Callable[[str], None]) -> Pool:
-    rng = random.Random(f"pool {machine.rank}")
+def _render(machine: Machine, name: str, vae: AutoencoderKL, count: int, log: Callable[[str], None]) -> Pool:
+    rng = random.Random(f"{name} {machine.rank}")
     scenes: dict[tuple[int, int], list[world.Scene]] = {}
     for _ in range(count // machine.workers):
         size = world.NATIVE if rng.random() < NATIVE_SHARE else rng.choice(world.SIZES)
-        scenes.setdefault(size, []).append(pool_scene(rng))
+        scenes.setdefault(size, []).append(pool_scene(rng, company=name == "company"))
     pool = {}
     for size, shown in scenes.items():
         packed = []
@@ -592,25 +595,28 @@ def _render(machine: Machine, vae: AutoencoderKL, count: int, log: Callable[[str
             z = (z - vae.config.shift_factor) * vae.config.scaling_factor
             packed.append(FluxPipeline._pack_latents(z, *z.shape).half().cpu())
             if machine.rank == 0 and start % 1024 == 0:
-                log(f"pool {size} {start}/{len(shown)}")
+                log(f"{name} {size} {start}/{len(shown)}")
         pool[size] = (torch.cat(packed), shown)
     return pool
 
 
 def train_transformer(
+    name: str,
     machine: Machine,
+    transformer: FluxTransformer2DModel,
     text: Text,
     pool: Pool,
+    *,
     steps: int,
     batch: int,
+    lr: float,
     log: Callable[[str], None],
 ) -> FluxTransformer2DModel:
     """Flow matching: predict noise - latents at sigma from a logit-normal (mean 1.2) mixed with a uniform.
 
     High noise is where the text alone decides: that is what takes long to learn. The uniform part is for detail.
     """
-    torch.manual_seed(2)
-    transformer = new_transformer().to(machine.device)
+    transformer.train().requires_grad_(True)
     share = max(1, batch // machine.workers)
 
     def loss_of(step: int, rng: random.Random) -> Tensor:
@@ -625,7 +631,7 @@ def train_transformer(
         return F.mse_loss(v, noise - z)
 
     matrices = [p for n, p in transformer.named_parameters() if p.ndim == 2 and "blocks" in n and "norm" not in n]
-    fit("transformer", machine, transformer, loss_of, steps=steps, lr=2e-3, matrices=matrices, hold=0.3, log=log)
+    fit(name, machine, transformer, loss_of, steps=steps, lr=lr, matrices=matrices, hold=0.3, log=log)
     return transformer.eval().requires_grad_(False)
 
 
@@ -739,8 +745,11 @@ def _work(rank: int, arguments: argparse.Namespace) -> None:
     log: Callable[[str], None] = lambda line: print(line, flush=True)  # noqa: E731
     text = train_text(machine, 1000, 48, log)
     vae = train_vae(machine, 8000, 8, log)
-    pool = render_pool(machine, vae, 64000, log)
-    teacher = train_transformer(machine, text, pool, 36000, 32, log)
+    torch.manual_seed(2)
+    teacher = new_transformer().to(machine.device)
+    for name, lr, pictures, steps in (("transformer", 2e-3, 64000, 36000), ("company", 1e-3, 40000, 12000)):
+        pool = render_pool(machine, "pool" if name == "transformer" else name, vae, pictures, log)
+        train_transformer(name, machine, teacher, text, pool, steps=steps, batch=32, lr=lr, log=log)
     student = distil_guidance(machine, text, teacher, pool, 500, 32, log)
     if rank == 0:
         save_pipeline(arguments.out, vae, text, student)
