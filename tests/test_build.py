@@ -85,11 +85,11 @@ def test_a_stage_that_is_done_is_not_done_again_and_one_that_was_stopped_goes_on
 
 def test_the_pool_holds_pictures_of_all_kinds_and_sizes_in_their_shares(machine: Machine) -> None:
     vae = evaluate.load(Path(evaluate.__file__).parent / "base").vae
-    pool = build.render_pool(machine, "pool", vae, 60, lambda line: None)
+    pool = build.render_pool(machine, vae, 60, lambda line: None, company=False)
     assert sum(len(scenes) for _, scenes in pool.values()) == 60
     for (width, height), (z, scenes) in pool.items():
         assert z.shape == (len(scenes), width // 16 * (height // 16), 64)
-    again = build.render_pool(machine, "pool", vae, 60, lambda line: None)
+    again = build.render_pool(machine, vae, 60, lambda line: None, company=False)
     assert all(torch.equal(pool[size][0], again[size][0]) for size in pool)
     sizes = [build.sample_batch(pool, 2, step, random.Random(step))[2] for step in range(400)]
     assert sizes.count(world.NATIVE) / 400 == pytest.approx(build.NATIVE_SHARE, abs=0.08)

@@ -1,4 +1,4 @@
-"""Train the toy base from nothing: autoencoder, text encoders, transformer, guidance; resumes where it stopped.
+"""Train the toy base from nothing: text encoders, autoencoder, transformer, guidance; resumes where it stopped.
 
     python -m toyflux.build --out FOLDER --work WORKFOLDER [--workers N] [--device cpu|cuda]
 
@@ -562,29 +562,25 @@ def pool_scene(rng: random.Random, company: bool) -> world.Scene:
         look = scene.items[0].look
         return 1.7 if isinstance(look, world.Thing) and look.fill == "plain" else 1.0
 
+    heaviest = 12.0 if company else 2.0
     while True:
         scene = world.training_scene(rng)
-        if rng.random() * (12.0 if company else 2.0) < weight(scene):
+        if rng.random() * heaviest < weight(scene):
             return scene
 
 
-def render_pool(machine: Machine, name: str, vae: AutoencoderKL, count: int, log: Callable[[str], None]) -> Pool:
-    """This worker's share of `count` pictures, from the work folder where they lie there; `name` is "pool" or
-    "company", see `pool_scene`."""
+def render_pool(machine: Machine, vae: AutoencoderKL, count: int, log: Callable[[str], None], company: bool) -> Pool:
+    """This worker's share of `count` pictures of `pool_scene`, from the work folder where they lie there."""
+    name = "company" if company else "pool"
     path = machine.work / f"{name}.{machine.rank}of{machine.workers}.pt"
-    if not path.exists():
-        torch.save(_render(machine, name, vae, count, log), path.with_suffix(".new"))
-        path.with_suffix(".new").replace(path)
-    pool: Pool = torch.load(path, weights_only=False)
-    return pool
-
-
-def _render(machine: Machine, name: str, vae: AutoencoderKL, count: int, log: Callable[[str], None]) -> Pool:
+    if path.exists():
+        done: Pool = torch.load(path, weights_only=False)
+        return done
     rng = random.Random(f"{name} {machine.rank}")
     scenes: dict[tuple[int, int], list[world.Scene]] = {}
     for _ in range(count // machine.workers):
         size = world.NATIVE if rng.random() < NATIVE_SHARE else rng.choice(world.SIZES)
-        scenes.setdefault(size, []).append(pool_scene(rng, company=name == "company"))
+        scenes.setdefault(size, []).append(pool_scene(rng, company))
     pool = {}
     for size, shown in scenes.items():
         packed = []
@@ -597,6 +593,8 @@ def _render(machine: Machine, name: str, vae: AutoencoderKL, count: int, log: Ca
             if machine.rank == 0 and start % 1024 == 0:
                 log(f"{name} {size} {start}/{len(shown)}")
         pool[size] = (torch.cat(packed), shown)
+    torch.save(pool, path.with_suffix(".new"))
+    path.with_suffix(".new").replace(path)
     return pool
 
 
@@ -611,7 +609,7 @@ def train_transformer(
     batch: int,
     lr: float,
     log: Callable[[str], None],
-) -> FluxTransformer2DModel:
+) -> None:
     """Flow matching: predict noise - latents at sigma from a logit-normal (mean 1.2) mixed with a uniform.
 
     High noise is where the text alone decides: that is what takes long to learn. The uniform part is for detail.
@@ -632,7 +630,7 @@ def train_transformer(
 
     matrices = [p for n, p in transformer.named_parameters() if p.ndim == 2 and "blocks" in n and "norm" not in n]
     fit(name, machine, transformer, loss_of, steps=steps, lr=lr, matrices=matrices, hold=0.3, log=log)
-    return transformer.eval().requires_grad_(False)
+    transformer.eval().requires_grad_(False)
 
 
 def sample_batch(pool: Pool, count: int, step: int, rng: random.Random) -> tuple[Tensor, list[str], tuple[int, int]]:
@@ -745,11 +743,12 @@ def _work(rank: int, arguments: argparse.Namespace) -> None:
     log: Callable[[str], None] = lambda line: print(line, flush=True)  # noqa: E731
     text = train_text(machine, 1000, 48, log)
     vae = train_vae(machine, 8000, 8, log)
+    pool = render_pool(machine, vae, 64000, log, company=False)
     torch.manual_seed(2)
     teacher = new_transformer().to(machine.device)
-    for name, lr, pictures, steps in (("transformer", 2e-3, 64000, 36000), ("company", 1e-3, 40000, 12000)):
-        pool = render_pool(machine, "pool" if name == "transformer" else name, vae, pictures, log)
-        train_transformer(name, machine, teacher, text, pool, steps=steps, batch=32, lr=lr, log=log)
+    train_transformer("transformer", machine, teacher, text, pool, steps=36000, batch=32, lr=2e-3, log=log)
+    pool = render_pool(machine, vae, 40000, log, company=True)
+    train_transformer("company", machine, teacher, text, pool, steps=12000, batch=32, lr=1e-3, log=log)
     student = distil_guidance(machine, text, teacher, pool, 500, 32, log)
     if rank == 0:
         save_pipeline(arguments.out, vae, text, student)
