@@ -159,10 +159,11 @@ def train(archive: Path, folder: Path, inputs: Sequence[str], environ: Mapping[s
     given = [f"input_images=@{archive}", "trigger_word=TOK", "autocaption=false", "seed=1", *inputs]
     for pair in given:
         command += ["-i", pair]
+    search_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     started = time.monotonic()
     child = subprocess.Popen(
         [*command, "-o", str(folder / "trained_model.tar")],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **environ},
+        env={**os.environ, "PYTHONPATH": search_path, "PYTHONUNBUFFERED": "1", **environ},
         stdout=subprocess.PIPE,
         text=True,
         encoding="utf-8",

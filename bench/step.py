@@ -33,8 +33,9 @@ import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel
 from peft import LoraConfig
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lora import adapter, base, encode, fit, flow, graphs, hardware, layer
+from lora import adapter, attention, base, encode, fit, flow, graphs, hardware, layer
 from lora.encode import Example, Text
 from lora.fit import Settings
 from lora.hardware import Plan
@@ -265,6 +266,19 @@ def project(plan_for: Callable[[Case], Plan], weight: float) -> Callable[[FluxTr
     return start
 
 
+def with_flash(start: Callable[[FluxTransformer2DModel, Lesson], Iterator]) -> Callable[..., Iterator[object]]:
+    """The same with FlashAttention, where torch's own choice is cuDNN's."""
+
+    def begin(transformer: FluxTransformer2DModel, lesson: Lesson) -> Iterator[object]:
+        steps = start(transformer, lesson)
+        while True:
+            with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+                done = next(steps)
+            yield done
+
+    return begin
+
+
 def hold_in_float8(transformer: FluxTransformer2DModel) -> None:
     """As a base is loaded where the plan wants it quantised."""
     weights = transformer.state_dict()
@@ -395,6 +409,7 @@ def ways_on_a_gpu(gpu: hardware.Gpu, parameters: int) -> list[Way]:
         Way(name="eager", what="the same, not compiled", start=project(eager, 0.0)),
         Way(name="float8", what="the same as on 24 GB: float8 weights, checkpointing", start=project(small, 0.0)),
         Way(name="float8-backward", what="no-prior with its backward pass in float8", start=project(backward, 0.0)),
+        Way(name="flash", what="no-prior with FlashAttention", start=with_flash(project(plan_for, 0.0))),
         Way(name="peft", what="diffusers' model, peft's adapter in bf16", start=of_diffusers(False)),
         Way(name="peft-checkpointing", what="the same with checkpointing", start=of_diffusers(True)),
         Way(name="ostris", what="float32 adapter on every layer, average of the weights", start=of_ostris),
@@ -476,12 +491,18 @@ def begin(way: Way, transformer: FluxTransformer2DModel, lesson: Lesson) -> tupl
     _settle(device)
     before, graphs, started = _allocated(device), _graphs(), time.perf_counter()
     own = twin(transformer)
-    steps = way.start(own, lesson)
+    steps = _steps(way, own, lesson)
     for _ in lesson.case.sides:
         next(steps)
     _settle(device)
     held = _allocated(device) - before + sum(shared.get(parameter.data_ptr(), 0) for parameter in own.parameters())
     return steps, held, time.perf_counter() - started, _graphs() - graphs
+
+
+def _steps(way: Way, transformer: FluxTransformer2DModel, lesson: Lesson) -> Iterator[object]:
+    """Of the others too: without it torch 2.11 fails in their first step on Hopper."""
+    with attention.in_one_layout(transformer):
+        yield from way.start(transformer, lesson)
 
 
 def turn(steps: Iterator[object], laps: int, steps_a_lap: int, device: torch.device) -> tuple[list[float], list[float]]:
@@ -575,6 +596,7 @@ RATIOS = (
     ("no-prior", "eager", "what compiling gains", None),
     ("float8", "no-prior", "what the way for 24 GB costs", None),
     ("float8-backward", "no-prior", "what a backward pass in float8 gains", None),
+    ("no-prior", "flash", "what cuDNN's attention gains", None),
     ("no-prior", "peft", "against diffusers without checkpointing", 1 / 1.5),
     ("no-prior", "peft-checkpointing", "against diffusers with checkpointing", None),
     ("no-prior", "ostris", "against the ostris way", 1 / 2),

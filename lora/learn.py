@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from diffusers import FluxTransformer2DModel
 from PIL import Image
 
-from lora import adapter, fit, generate, graphs, hardware, prior, report, validation
+from lora import adapter, attention, fit, generate, graphs, hardware, prior, report, validation
 from lora.base import Base
 from lora.encode import Example, Text
 from lora.fit import Settings
@@ -87,6 +87,7 @@ def _attempt(material: Material, flux: Base, plan: Plan, settings: Settings, sav
         sketch = _sketcher(material, flux, plan, transformer, settings.seed, told)
         with stage("training"):
             parameters = adapter.attach(transformer, material.rank, settings.seed, material.modules, material.start)
+            lent.enter_context(attention.in_one_layout(transformer))
             told.log(f"{sum(p.numel() for p in parameters):,} weights to train, on {len(material.learned)} examples")
             if plan.compiled:
                 tokens = {*(len(example.mean) for example in material.learned), *(len(drawn.noisy) for drawn in priors)}
