@@ -229,8 +229,9 @@ def step_tflop(config: Mapping[str, Any], side: int, batch_size: int, text_token
 
 
 def planned(gpu: hardware.Gpu, parameters: int, case: Case) -> Plan:
-    """What a training of this case would be planned as."""
-    return hardware.plan(gpu, parameters, case.sides, batch_size=case.batch_size, rank=RANK, steps=1000)
+    """What a training of this case would be planned as that is long enough to be compiled."""
+    steps = hardware.STEPS_TO_COMPILE_FOR
+    return hardware.plan(gpu, parameters, case.sides, batch_size=case.batch_size, rank=RANK, steps=steps)
 
 
 def project(plan_for: Callable[[Case], Plan], weight: float) -> Callable[[FluxTransformer2DModel, Lesson], Iterator]:
@@ -416,14 +417,15 @@ def ways_on_a_gpu(gpu: hardware.Gpu, parameters: int) -> list[Way]:
     ]
 
 
-def ways_on_a_cpu() -> list[Way]:
-    def plan_for(case: Case) -> Plan:
-        return Plan(device="cpu", dtype=torch.float32, checkpointing=False, reason="", batch_size=case.batch_size)
+def on_a_cpu(case: Case) -> Plan:
+    return Plan(device="cpu", dtype=torch.float32, checkpointing=False, reason="", batch_size=case.batch_size)
 
+
+def ways_on_a_cpu() -> list[Way]:
     return [
-        Way(name="no-prior", what="this project, prior_loss_weight 0", start=project(plan_for, 0.0)),
+        Way(name="no-prior", what="this project, prior_loss_weight 0", start=project(on_a_cpu, 0.0)),
         Way(name="bare", what="forward, backward, optimizer", start=bare(1)),
-        Way(name="ours", what="this project's step that holds to the base", start=project(plan_for, 1.0), prior=True),
+        Way(name="ours", what="this project's step that holds to the base", start=project(on_a_cpu, 1.0), prior=True),
         Way(name="bare-prior", what="both forwards and backwards, optimizer", start=bare(2), prior=True),
         Way(name="peft", what="diffusers' model, peft's adapter", start=of_diffusers(False)),
     ]
@@ -491,7 +493,7 @@ def begin(way: Way, transformer: FluxTransformer2DModel, lesson: Lesson) -> tupl
     _settle(device)
     before, graphs, started = _allocated(device), _graphs(), time.perf_counter()
     own = twin(transformer)
-    steps = _steps(way, own, lesson)
+    steps = steps_of(way, own, lesson)
     for _ in lesson.case.sides:
         next(steps)
     _settle(device)
@@ -499,8 +501,8 @@ def begin(way: Way, transformer: FluxTransformer2DModel, lesson: Lesson) -> tupl
     return steps, held, time.perf_counter() - started, _graphs() - graphs
 
 
-def _steps(way: Way, transformer: FluxTransformer2DModel, lesson: Lesson) -> Iterator[object]:
-    """Of the others too: without it torch 2.11 fails in their first step on Hopper."""
+def steps_of(way: Way, transformer: FluxTransformer2DModel, lesson: Lesson) -> Iterator[object]:
+    """The way's steps, with `lora.attention`: without it torch 2.11 fails on Hopper."""
     with attention.in_one_layout(transformer):
         yield from way.start(transformer, lesson)
 
@@ -712,8 +714,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{way.name}: {way.what}")
 
     if gpu is None:
-        plan = Plan(device="cpu", dtype=torch.float32, checkpointing=False, reason="on the CPU")
-        with flux.transformer(plan) as transformer:
+        with flux.transformer(on_a_cpu(cases[0])) as transformer:
             cells = run(ways, transformer, cases, text_tokens, arguments)
     else:
         transformer = random_transformer(FLUX_DEV, torch.device("cuda"), torch.bfloat16)

@@ -13,10 +13,10 @@ from torch import Tensor
 def in_one_layout(transformer: FluxTransformer2DModel) -> Iterator[None]:
     """Within it the gradient of every attention's output is contiguous, as torch's cuDNN attention needs it.
 
-    On Hopper and later that is torch's own choice, and the fastest. Its backward pass keeps a plan for each layout of
-    queries, keys and values, and takes the plan's layout for the gradient too (pytorch/pytorch#191576). A single block
-    joins the attention's output with the MLP's, so its gradient lies in rows of both; a double block, next in the same
-    plan, is then read far beyond its end: seen on an H200 with torch 2.11.0, in the first step of every training.
+    On Hopper that is torch's own choice. Its backward pass keeps a plan for each layout of queries, keys and values,
+    and takes the first gradient's layout for all that follow (pytorch/pytorch#191576). A single block joins the
+    attention's output with the MLP's, so its gradient lies in rows of both; a double block's, which comes later in the
+    same pass, is then read beyond its end: seen on an H200 with torch 2.11.0, in the first steps of every training.
     """
     attentions = [block.attn for block in transformer.single_transformer_blocks]
     hooks = [attention.register_forward_hook(_contiguous_gradient) for attention in attentions]

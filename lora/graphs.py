@@ -27,11 +27,13 @@ def compiled(transformer: FluxTransformer2DModel, shapes: int, **options: object
     comes before the kernels too, which torch keeps by itself only for a model without a function of its own
     (`lora.layer`).
 
-    `options` go to `torch.compile`. Where a compiler fails the block runs as it is, and torch warns: slower, and right.
-    So that this holds for the backward pass, it is compiled together with the forward pass, not when it is first run.
+    A float of a module (a scale, an epsilon) is a constant: where sizes may change torch takes it for an input, and
+    then traces most graphs twice. `options` go to `torch.compile`. Where a compiler fails the block runs as it is, and
+    torch warns: slower, and right. So that this holds for the backward pass, it is compiled together with the forward
+    pass, not when it is first run.
     """
     with (
-        torch._dynamo.config.patch(recompile_limit=MOST, suppress_errors=True),
+        torch._dynamo.config.patch(recompile_limit=MOST, suppress_errors=True, specialize_float=True),
         torch._functorch.config.patch(
             autograd_cache_allow_custom_autograd_functions=True, force_non_lazy_backward_lowering=True
         ),

@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,6 +53,22 @@ def examples() -> list[Example]:
         )
         for i in range(5)
     ]
+
+
+@pytest.fixture
+def gradients_alike(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of every gradient that reaches an attention's output from now on: whether it lies token after token in memory."""
+    found: list[bool] = []
+    plain = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(*arguments: Any, **options: Any) -> torch.Tensor:
+        output = plain(*arguments, **options)  # (batch, heads, tokens, width)
+        if output.requires_grad:
+            output.register_hook(lambda gradient: found.append(gradient.transpose(1, 2).is_contiguous()))
+        return output
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    return found
 
 
 @pytest.fixture(scope="session")

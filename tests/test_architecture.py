@@ -25,6 +25,7 @@ LORA = {
     "names": set(),
     "weights": {"archive", "disk", "names"},
     "layer": set(),
+    "attention": set(),
     "adapter": {"layer", "names", "weights"},
     "fit": {"encode", "flow", "prior"},
     "graphs": set(),
@@ -35,8 +36,8 @@ LORA = {
     "validation": {"encode", "flow"},
     "watch": {"fit", "report", "tracker", "validation"},
     "learn": {
-        *("adapter", "base", "encode", "fit", "generate", "graphs", "hardware", "names", "prior", "report"),
-        *("validation", "watch"),
+        *("adapter", "attention", "base", "encode", "fit", "generate", "graphs", "hardware", "names", "prior"),
+        *("report", "validation", "watch"),
     },
     "source": {"archive", "disk", "request", "wait", "weights"},
     "resume": {"adapter", "record", "request", "source", "weights"},

@@ -83,6 +83,13 @@ def test_the_tar_holds_the_weights_captions_and_the_record_and_nothing_is_left(
     assert lines[-1].startswith("seconds: ")
 
 
+def test_the_attentions_gradients_come_in_one_layout(
+    gradients_alike: list[bool], archive: Path, work: Path, tmp_path: Path
+) -> None:
+    _run(archive, tmp_path / "out")
+    assert set(gradients_alike) == {True}
+
+
 def test_a_base_of_the_hub_is_fetched_in_a_stage_of_its_own(
     archive: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,24 @@
+"""The benchmark of where a step's time goes: a small run of it."""
+
+import tiny_flux
+import torch
+
+from bench import kernels, step
+
+CPU = torch.device("cpu")
+
+
+def test_the_operations_add_up_to_the_time_of_a_step_and_the_longest_come_first() -> None:
+    transformer = step.random_transformer(tiny_flux.CONFIG, CPU, torch.float32)
+    lesson = step.make_lesson(step.Case(sides=(64,), batch_size=1), transformer, 5)
+    steps = step.steps_of(step.ways_on_a_cpu()[0], step.twin(transformer), lesson)
+    found = kernels.look(steps, CPU, 5)
+    times = [kernel.seconds for kernel in found.kernels]
+    assert times == sorted(times, reverse=True)
+    assert 0.3 < found.busy / found.clock < 10  # the profiler slows what it looks at
+    counts = {kernel.name: kernel.launches for kernel in found.kernels}
+    modules = len(step.adapter.target_modules(transformer))
+    assert counts["_Product"] == modules  # one forward of every adapted layer a step
+    said = kernels.table(found, 3).splitlines()
+    assert len(said) == 6
+    assert said[3].startswith(f"| {found.kernels[0].name}")
