@@ -259,6 +259,7 @@ def project(plan_for: Callable[[Case], Plan], weight: float) -> Callable[[FluxTr
         )
         priors = lesson.priors if weight else []
         with contextlib.ExitStack() as lent:
+            lent.enter_context(attention.for_training(transformer))
             if plan.compiled:
                 tokens = {*(len(example.mean) for example in lesson.examples), *(len(drawn.noisy) for drawn in priors)}
                 lent.enter_context(graphs.compiled(transformer, len(tokens)))
@@ -289,17 +290,18 @@ def hold_in_float8(transformer: FluxTransformer2DModel) -> None:
 
 
 def bare(passes: int) -> Callable[[FluxTransformer2DModel, Lesson], Iterator]:
-    """The project's adapter, and forward, backward and optimizer on the same tensors again and again."""
+    """The project's adapter and attention, and forward, backward and optimizer on the same tensors again and again."""
 
     def start(transformer: FluxTransformer2DModel, lesson: Lesson) -> Iterator[None]:
         parameters = adapter.attach(transformer, RANK, seed=0)
         optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
-        for step in itertools.cycle(fixed_inputs(transformer, lesson)):
-            for inputs, target in step[:passes]:
-                F.mse_loss(transformer(**inputs)[0].float(), target).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            yield
+        with attention.for_training(transformer):
+            for step in itertools.cycle(fixed_inputs(transformer, lesson)):
+                for inputs, target in step[:passes]:
+                    F.mse_loss(transformer(**inputs)[0].float(), target).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                yield
 
     return start
 

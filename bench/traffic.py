@@ -9,6 +9,7 @@ its bytes need, eagerly; compiled, neighbours are fused, and much of it goes.
 import argparse
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from bench import step
 from bench.step import FLUX_DEV, T5_TOKENS, Case
-from lora import adapter
+from lora import adapter, attention
 
 PRODUCTS = {"mm": 0, "addmm": 1, "addmm_": 1, "bmm": 0}
 """Which argument is the first factor, by the operation's name."""
@@ -84,29 +85,37 @@ class _FusedAttention(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def by_peft(transformer: FluxTransformer2DModel, dtype: torch.dtype) -> None:
+Attach = Callable[[FluxTransformer2DModel], AbstractContextManager[None]]
+"""Puts an adapter on a bare transformer; what it trains within."""
+
+
+def ours(transformer: FluxTransformer2DModel) -> AbstractContextManager[None]:
+    adapter.attach(transformer, step.RANK, seed=0)
+    return attention.for_training(transformer)
+
+
+def by_peft(transformer: FluxTransformer2DModel, dtype: torch.dtype) -> AbstractContextManager[None]:
     """peft's own adapter on the project's layers, its weights in `dtype`."""
     for parameter in step.attach_by_peft(transformer, adapter.target_modules(transformer)):
         parameter.data = parameter.data.to(dtype)
+    return attention.in_one_layout(transformer)
 
 
-WAYS: Mapping[str, Callable[[FluxTransformer2DModel], object]] = {
-    "ours": lambda transformer: adapter.attach(transformer, step.RANK, seed=0),
+WAYS: Mapping[str, Attach] = {
+    "ours": ours,
     "peft, bf16": lambda transformer: by_peft(transformer, torch.bfloat16),
     "peft, float32": lambda transformer: by_peft(transformer, torch.float32),
 }
 
 
-def of_a_step(
-    config: Mapping[str, Any], side: int, text_tokens: int, attach: Callable[[FluxTransformer2DModel], object]
-) -> Traffic:
+def of_a_step(config: Mapping[str, Any], side: int, text_tokens: int, attach: Attach) -> Traffic:
     """The traffic of one step at batch 1, forward and backward, in bf16, nothing recomputed."""
     with step.made_there(torch.device("meta"), torch.bfloat16):
         transformer = FluxTransformer2DModel(**config).eval().requires_grad_(False)
-    attach(transformer)
+    trained = attach(transformer)
     lesson = step.make_lesson(Case(sides=(side,), batch_size=1), transformer, text_tokens)
     [[(inputs, target), _]] = step.fixed_inputs(transformer, lesson)
-    with _FusedAttention(), Traffic() as traffic:
+    with trained, _FusedAttention(), Traffic() as traffic:
         F.mse_loss(transformer(**inputs)[0].float(), target).backward()
     return traffic
 

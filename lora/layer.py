@@ -209,8 +209,10 @@ class _Product(torch.autograd.Function):
         none = [None] * (2 + len(held))
         if x is None:
             return of_x, None, None, *none
-        of_inner = (gradient @ b) * ctx.scaling  # (M, rank)
+        if ctx.scaling != 1:
+            inner, b = inner * ctx.scaling, b * ctx.scaling
+        of_inner = gradient @ b  # (M, rank)
         if of_x is not None:
             of_x.addmm_(of_inner, a)
-        of_a, of_b = of_inner.T @ x, (gradient.T @ inner) * ctx.scaling
+        of_a, of_b = of_inner.T @ x, gradient.T @ inner
         return of_x, of_a.float(), of_b.float(), *none

@@ -87,7 +87,7 @@ def _attempt(material: Material, flux: Base, plan: Plan, settings: Settings, sav
         sketch = _sketcher(material, flux, plan, transformer, settings.seed, told)
         with stage("training"):
             parameters = adapter.attach(transformer, material.rank, settings.seed, material.modules, material.start)
-            lent.enter_context(attention.in_one_layout(transformer))
+            lent.enter_context(attention.for_training(transformer))
             told.log(f"{sum(p.numel() for p in parameters):,} weights to train, on {len(material.learned)} examples")
             if plan.compiled:
                 tokens = {*(len(example.mean) for example in material.learned), *(len(drawn.noisy) for drawn in priors)}

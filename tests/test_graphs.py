@@ -37,7 +37,7 @@ def test_sizes_share_four_graphs_that_train_as_the_blocks_do_and_nothing_else_is
     plain = train(copy.deepcopy(tiny_flux))
     torch._dynamo.reset()
     counters.clear()
-    with attention.in_one_layout(tiny_flux), graphs.compiled(tiny_flux, 2, backend="aot_eager", fullgraph=True):
+    with attention.for_training(tiny_flux), graphs.compiled(tiny_flux, 2, backend="aot_eager", fullgraph=True):
         compiled = train(tiny_flux)
         assert counters["stats"]["unique_graphs"] == 4
         assert not counters["graph_break"]
