@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load
 
-from lora import base, fit, generate, job, report, validation
+from lora import base, fit, generate, hardware, job, prior, report, validation
+from lora.hardware import Plan
 from lora.report import Preview
 from tests import hub_server
 from tests.test_request import a_request
@@ -260,6 +262,28 @@ def test_a_bad_request_is_refused_before_anything_is_loaded(tmp_path: Path, work
     with pytest.raises(ValueError, match="input_images"):
         _run(tmp_path / "no.zip", tmp_path / "out", lines.append)
     assert not [line for line in lines if line.startswith("==")]
+
+
+@pytest.mark.parametrize(("quantised", "checkpointing"), hardware.WAYS)
+def test_a_gpus_plan_trains_whole_in_bf16(
+    quantised: bool, checkpointing: bool, archive: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU, but in a GPU's types: what meets what in which type is the same."""
+    plan = Plan(
+        device="cpu", dtype=torch.bfloat16, checkpointing=checkpointing, quantised=quantised, reason="as on a GPU"
+    )
+    monkeypatch.setattr(hardware, "plan", lambda *_, **__: plan)
+    monkeypatch.setitem(prior.DRAWINGS, "subject", 2)
+    lines: list[str] = []
+    tar = _run(archive, tmp_path / "out", lines.append, prior_loss_weight=1.0)
+    assert any("plan: as on a GPU" in line for line in lines)
+    with tarfile.open(tar) as opened:
+        weights = opened.extractfile(job.WEIGHTS_MEMBER)
+        assert weights is not None
+        trained = load(weights.read())
+        assert "report/preview.webp" in opened.getnames()
+    assert all(tensor.isfinite().all() for tensor in trained.values())
+    assert all(tensor.any() for name, tensor in trained.items() if "lora_B" in name)
 
 
 def test_when_memory_runs_out_the_training_begins_once_more_with_a_safer_plan(
