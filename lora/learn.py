@@ -90,6 +90,7 @@ def _attempt(material: Material, flux: Base, plan: Plan, settings: Settings, sav
             lent.enter_context(attention.for_training(transformer))
             told.log(f"{sum(p.numel() for p in parameters):,} weights to train, on {len(material.learned)} examples")
             if plan.compiled:
+                told.log("compiling in the first step: some two minutes where no earlier training left its kernels")
                 tokens = {*(len(example.mean) for example in material.learned), *(len(drawn.noisy) for drawn in priors)}
                 lent.enter_context(graphs.compiled(transformer, len(tokens)))
             reports = fit.fit(transformer, parameters, material.learned, priors, texts, settings)

@@ -66,11 +66,13 @@ class Audience:
 def follow(reports: Iterator[StepReport], steps: int, watch: Callable[[int], bool], told: Audience) -> list[float]:
     """Runs the loop, with a line every few seconds; the loss of every step. `watch(step)` says when to stop.
 
+    The first step is no measure of the others, because what is compiled is compiled in it: the rate leaves it out.
     Raises ValueError where the loss is no longer a number.
     """
     losses = []
-    shown, smooth = 0.0, float("nan")
+    shown, smooth, first = 0.0, float("nan"), 0.0
     for at in reports:
+        first = first or at.seconds
         losses.append(at.loss)
         if at.seconds - shown >= SECONDS_BETWEEN_LINES or at.step in (1, steps):
             shown, loss = at.seconds, at.loss.item()
@@ -78,16 +80,20 @@ def follow(reports: Iterator[StepReport], steps: int, watch: Callable[[int], boo
                 step, bad = next((i, float(loss)) for i, loss in enumerate(losses, 1) if not torch.isfinite(loss))
                 raise ValueError(f"the loss at step {step} is {bad}: the training broke down; lower learning_rate")
             smooth = loss if smooth != smooth else 0.8 * smooth + 0.2 * loss
-            rate = at.seconds / at.step
-            left = rate * (steps - at.step)
-            told.log(
-                f"step {at.step}/{steps} ({at.step / steps:.0%}), loss {smooth:.4f}, prior {at.prior_loss.item():.4f},"
-                f" lr {at.learning_rate:.2g}, {rate:.3f} s/it, {int(left) // 60}:{int(left) % 60:02d} left"
-            )
-            for name, value in (("progress", at.step / steps), ("loss", smooth), ("seconds_left", left)):
-                told.metric(name, value)
+            measured = {"progress": at.step / steps, "loss": smooth}
             values = {"loss": loss, "prior_loss": at.prior_loss.item(), "learning_rate": at.learning_rate}
-            told.tracked.numbers(at.step, {**values, "seconds_per_step": rate})
+            pace = f"{at.seconds:.1f} s for the first"
+            if at.step > 1:
+                values["seconds_per_step"] = rate = (at.seconds - first) / (at.step - 1)
+                measured["seconds_left"] = left = rate * (steps - at.step)
+                pace = f"{rate:.3f} s/it, {int(left) // 60}:{int(left) % 60:02d} left"
+            told.log(
+                f"step {at.step}/{steps} ({at.step / steps:.0%}), loss {smooth:.4f}, prior {values['prior_loss']:.4f},"
+                f" lr {at.learning_rate:.2g}, {pace}"
+            )
+            for name, value in measured.items():
+                told.metric(name, value)
+            told.tracked.numbers(at.step, values)
         if watch(at.step):
             break
     return torch.stack(losses).tolist()
