@@ -234,8 +234,11 @@ def planned(gpu: hardware.Gpu, parameters: int, case: Case) -> Plan:
     return hardware.plan(gpu, parameters, case.sides, batch_size=case.batch_size, rank=RANK, steps=steps)
 
 
-def project(plan_for: Callable[[Case], Plan], weight: float) -> Callable[[FluxTransformer2DModel, Lesson], Iterator]:
-    """As `lora.job` trains by this plan, holding on to the base with this weight."""
+def project(
+    plan_for: Callable[[Case], Plan], weight: float, each_size: bool = False
+) -> Callable[[FluxTransformer2DModel, Lesson], Iterator]:
+    """As `lora.job` trains by this plan, holding on to the base with this weight; compiled, where the plan says so, for
+    each size by itself or for any."""
 
     def start(transformer: FluxTransformer2DModel, lesson: Lesson) -> Iterator[object]:
         plan = plan_for(lesson.case)
@@ -262,7 +265,7 @@ def project(plan_for: Callable[[Case], Plan], weight: float) -> Callable[[FluxTr
             lent.enter_context(attention.for_training(transformer))
             if plan.compiled:
                 tokens = {*(len(example.mean) for example in lesson.examples), *(len(drawn.noisy) for drawn in priors)}
-                lent.enter_context(graphs.compiled(transformer, len(tokens)))
+                lent.enter_context(graphs.compiled(transformer, 1 if each_size else len(tokens)))
             yield from fit.fit(transformer, parameters, lesson.examples, priors, lesson.texts, settings)
 
     return start
@@ -409,6 +412,8 @@ def ways_on_a_gpu(gpu: hardware.Gpu, parameters: int) -> list[Way]:
     return [
         Way(name="ours", what="this project's step that holds to the base", start=project(plan_for, 1.0), prior=True),
         Way(name="no-prior", what="this project, prior_loss_weight 0", start=project(plan_for, 0.0)),
+        # in a run without the compiled ones above: the graphs that they leave would do for it
+        Way(name="static", what="the same, compiled for each size", start=project(plan_for, 0.0, each_size=True)),
         Way(name="eager", what="the same, not compiled", start=project(eager, 0.0)),
         Way(name="float8", what="the same as on 24 GB: float8 weights, checkpointing", start=project(small, 0.0)),
         Way(name="float8-backward", what="no-prior with its backward pass in float8", start=project(backward, 0.0)),
@@ -598,6 +603,7 @@ RATIOS = (
     ("no-prior", "bare", "what the loop costs", 1.1),
     ("ours", "bare-prior", "what the loop costs, with both passes", 1.1),
     ("no-prior", "eager", "what compiling gains", None),
+    ("static", "eager", "what compiling for each size gains", None),
     ("float8", "no-prior", "what the way for 24 GB costs", None),
     ("float8-backward", "no-prior", "what a backward pass in float8 gains", None),
     ("no-prior", "flash", "what cuDNN's attention gains", None),
