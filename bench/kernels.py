@@ -12,10 +12,11 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 import torch
+from diffusers import FluxTransformer2DModel
 from torch.profiler import ProfilerActivity, profile
 
 from bench import step
-from bench.step import Case, Lesson, Way
+from bench.step import Case, Way
 from lora import base, hardware
 
 WARM = 4
@@ -48,7 +49,7 @@ def look(steps: Iterator[object], device: torch.device, count: int) -> Breakdown
     """Of `count` steps by the clock and as many more under the profiler."""
     for _ in range(WARM):
         next(steps)
-    [*times], _ = step.turn(steps, count, 1, device)
+    times, _ = step.turn(steps, count, 1, device)
     on_a_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CUDA if on_a_gpu else ProfilerActivity.CPU]
     with profile(activities=activities) as seen:
@@ -94,11 +95,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("there is no GPU here; --toy looks at the CPU")
     case = Case(sides=tuple(int(side) for side in arguments.sides.split(",")), batch_size=1)
 
-    def show(ways: Sequence[Way], transformer: step.FluxTransformer2DModel, case: Case, text_tokens: int) -> None:
+    def show(ways: Sequence[Way], transformer: FluxTransformer2DModel, case: Case, text_tokens: int) -> None:
         found = [way for way in ways if way.name == arguments.way]
         if not found:
             parser.error(f"--way: {arguments.way!r} is not one of {', '.join(way.name for way in ways)}")
-        lesson: Lesson = step.make_lesson(case, transformer, text_tokens)
+        lesson = step.make_lesson(case, transformer, text_tokens)
         steps = step.steps_of(found[0], step.twin(transformer), lesson)
         breakdown = look(steps, next(transformer.parameters()).device, arguments.steps * len(case.sides))
         print(f"{case.name}, {found[0].name} ({found[0].what}): {table(breakdown, arguments.rows)}")

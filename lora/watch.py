@@ -72,7 +72,8 @@ def follow(reports: Iterator[StepReport], steps: int, watch: Callable[[int], boo
     losses = []
     shown, smooth, first = 0.0, float("nan"), 0.0
     for at in reports:
-        first = first or at.seconds
+        if at.step == 1:
+            first = at.seconds
         losses.append(at.loss)
         if at.seconds - shown >= SECONDS_BETWEEN_LINES or at.step in (1, steps):
             shown, loss = at.seconds, at.loss.item()

@@ -4,6 +4,7 @@ import tiny_flux
 import torch
 
 from bench import kernels, step
+from lora import adapter
 
 CPU = torch.device("cpu")
 
@@ -17,7 +18,7 @@ def test_the_operations_add_up_to_the_time_of_a_step_and_the_longest_come_first(
     assert times == sorted(times, reverse=True)
     assert 0.3 < found.busy / found.clock < 10  # the profiler slows what it looks at
     counts = {kernel.name: kernel.launches for kernel in found.kernels}
-    modules = len(step.adapter.target_modules(transformer))
+    modules = len(adapter.target_modules(transformer))
     assert counts["_Product"] == modules  # one forward of every adapted layer a step
     said = kernels.table(found, 3).splitlines()
     assert len(said) == 6
