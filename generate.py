@@ -204,7 +204,10 @@ class Predictor(BasePredictor):
     ) -> tuple[tuple[int, int], Optional[Image.Image]]:
         """The size to draw at, and the picture to start from, cut to it. Raises ValueError for half a size."""
         if image is not None:
-            picture = buckets.read_picture(FilePath(str(image)))
+            try:
+                picture = buckets.read_picture(FilePath(str(image)))
+            except ValueError as error:
+                raise ValueError(f"image: {error}") from error
             size = buckets.choose_bucket(picture.width, picture.height, self.base.native)
             return size, buckets.fit_to(picture, size)
         if width is None and height is None:

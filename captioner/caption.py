@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import torch
 import transformers
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, HTTPError
 from PIL import Image
 from safetensors import SafetensorError
@@ -43,6 +43,9 @@ NOUN_PICTURES, NOUN_TOKENS = 8, 12
 Log = Callable[[str], None]
 Read = Callable[[Path, int], Image.Image]
 """Decodes a file to an upright RGB picture, in the detail of at least so many pixels where it has them."""
+Fetch = Callable[[str], str]
+"""Downloads a model by its Hub id, where it is not in the local cache already; its folder."""
+FILES = ("*.json", "*.txt", "*.jinja", "*.safetensors")
 
 
 class PictureProcessor(transformers.ProcessorMixin):
@@ -122,12 +125,13 @@ def caption_all(
     dtype: torch.dtype,
     read: Read,
     log: Log,
+    fetch: Fetch | None = None,
 ) -> tuple[dict[str, Caption], str | None]:
     """A caption for every picture, in their order, and the class noun where the model was asked for one.
 
     `given` holds the users' own captions by the same names; they win. `model` is a folder or Hub id, None means MODEL.
-    `read` decodes one file to an upright RGB picture, in threads. ValueError where the rules cannot be kept,
-    RuntimeError where the model is needed and cannot be loaded.
+    `read` decodes one file to an upright RGB picture, in threads; `fetch` is `download` where it is None. ValueError
+    where the rules cannot be kept, RuntimeError where the model is needed and cannot be loaded.
     """
     text.check(rules)
     model = model or MODEL
@@ -138,7 +142,7 @@ def caption_all(
     log(f"captions: {reason}")
     if asking:
         start = time.perf_counter()
-        with load(model, device, dtype) as captioner:
+        with load(model, device, dtype, fetch or download) as captioner:
             log(f"captions: loaded in {time.perf_counter() - start:.1f} s")
             batch_size = CPU_BATCH_SIZE if device == "cpu" else BATCH_SIZE
             written, noun = caption_pictures(captioner, missing, rules, read=read, batch_size=batch_size, log=log)
@@ -263,14 +267,19 @@ def _answers(
             log(f"{done} of {len(names)}, {done / (time.perf_counter() - start):.2f} pictures/s")
 
 
+def download(model: str) -> str:
+    """A model of the Hub with what `load` needs of it; its folder in the local cache."""
+    return snapshot_download(model, allow_patterns=list(FILES))
+
+
 @contextmanager
-def load(model: str, device: str, dtype: torch.dtype) -> Iterator[Captioner]:
+def load(model: str, device: str, dtype: torch.dtype, fetch: Fetch = download) -> Iterator[Captioner]:
     """The captioning model from a folder or the Hub, in memory while the `with` lasts.
 
     RuntimeError, naming the model, the reason and the ways out, where it cannot be loaded whole.
     """
     try:
-        captioner = _load(model, device, dtype)
+        captioner = _load(model if Path(model).is_dir() else fetch(model), device, dtype)
     except (HTTPError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise RuntimeError(
             f"the captioning model {model} cannot be loaded: {str(error) or repr(error)}\n"

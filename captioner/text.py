@@ -61,10 +61,6 @@ def estimate_tokens(text: str) -> int:
     return 2 + sum(-(-len(word) // 3) for word in words) + sum(len(s.encode(errors="replace")) for s in signs)
 
 
-T5_ROOM = Room(estimate_tokens, 512)
-CLIP_ROOM = Room(estimate_tokens, 77)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Rules:
     """What every caption of a set obeys."""
@@ -185,13 +181,18 @@ def _noun(answer: str) -> str | None:
 # --- the three ways to a caption
 
 
+def fill_in(text: str, word: str) -> str:
+    """The user's text with the trigger word wherever `[trigger]` stands, in any case."""
+    return re.sub(r"\[trigger\]", lambda _: word, text, flags=re.IGNORECASE)
+
+
 def from_user(text: str, rules: Rules) -> Caption:
     """The user's own caption, as given, with `[trigger]` replaced and the trigger word put in front where it lacks.
 
     It is never shortened: what the encoders will not read is told in the note instead.
     """
     word = rules.trigger_word
-    given = re.sub(r"\[trigger\]", lambda _: word, text.strip(), flags=re.IGNORECASE)
+    given = fill_in(text.strip(), word)
     notes = []
     if find_word(given, word) < 0:
         given = f"{word}, {given}" if rules.lora_type == "subject" else f"in the style of {word}, {given}"

@@ -20,7 +20,7 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, HTTPError,
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
 
-from lora import layer, wait
+from lora import hardware, layer, wait
 from lora.hardware import Gpu, Plan
 
 FLUX_DEV = "black-forest-labs/FLUX.1-dev"
@@ -101,7 +101,7 @@ class Base:
             yield pipeline
         finally:
             del pipeline
-            _free()
+            free()
 
     @contextlib.contextmanager
     def vae(self, plan: Plan) -> Iterator[AutoencoderKL]:
@@ -111,20 +111,20 @@ class Base:
             yield vae.to(plan.device).eval().requires_grad_(False)
         finally:
             del vae
-            _free()
+            free()
 
     @contextlib.contextmanager
     def transformer(self, plan: Plan) -> Iterator[FluxTransformer2DModel]:
         # What the encoders leave behind until Python looks for it: a small GPU has no room for both. And once a
         # training on any device: a server would keep what its last ones left.
-        _free(anywhere=True)
+        free(anywhere=True)
         with self._still_whole():
             transformer = self.load_transformer(plan)
         try:
             yield transformer
         finally:
             del transformer
-            _free()
+            free()
 
     @contextlib.contextmanager
     def _still_whole(self) -> Iterator[None]:
@@ -163,10 +163,12 @@ def find(name: str | None, gpu: Gpu | None, token: str | None = None) -> Base:
     """The base that `name` means: a folder, or an id on the Hugging Face Hub; FLUX.1-dev or the toy where it is None.
 
     `token` opens a gated base on the Hub; without one HF_TOKEN does. Raises ValueError that names FLUX_BASE where there
-    is no such folder or id, where the Hub refuses, where a file is missing or cut short, and (before the weights are
-    fetched) where the base is too large for a machine without a GPU.
+    is no such folder or id, where the Hub refuses, where a file is missing or cut short, where the machine has a GPU
+    that torch cannot use, and (before the weights are fetched) where the base is too large for one without a GPU.
     """
     if not name and gpu is None:
+        if idle := hardware.idle_gpu():
+            raise ValueError(f"FLUX_BASE: {idle}; or set FLUX_BASE=toyflux/base, to train the toy base on the CPU")
         reason = "no GPU and no FLUX_BASE: THIS IS THE TOY BASE, which draws simple little pictures, not photographs"
         return _open("toyflux", TOY, reason)
     name = name or FLUX_DEV
@@ -196,9 +198,14 @@ def find(name: str | None, gpu: Gpu | None, token: str | None = None) -> Base:
             " check both"
         ) from error
     except (HTTPError, OSError) as error:
+        if wait.refused(error):
+            raise ValueError(
+                f"hf_token: the Hugging Face Hub refuses it (or HF_TOKEN, where it is empty) for {name}; give one from"
+                " https://huggingface.co/settings/tokens that may read gated repositories"
+            ) from error
+        told = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise ValueError(
-            f"FLUX_BASE: {name} could not be downloaded ({type(error).__name__}: {error}); try again, or set FLUX_BASE"
-            " to a folder that holds it"
+            f"FLUX_BASE: {name} could not be downloaded ({told}); try again, or set FLUX_BASE to a folder that holds it"
         ) from error
     return _open(name, Path(folder), "from the Hugging Face Hub")
 
@@ -321,9 +328,9 @@ def _read_json(file: Path) -> dict:
     return read
 
 
-def _free(anywhere: bool = False) -> None:
-    """Gives a GPU's memory back; the CPU's, which comes back by itself in the end, only where `anywhere` is said, for
-    looking for it takes a tenth of a second."""
+def free(anywhere: bool = False) -> None:
+    """Gives back the memory of what nobody holds any more: a GPU's; the CPU's, which comes back by itself in the end,
+    only where `anywhere` is said, for looking for it takes a tenth of a second."""
     if anywhere or torch.cuda.is_available():
         gc.collect()
     if torch.cuda.is_available():

@@ -23,6 +23,8 @@ from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from lora.archive import MAX_PIXELS
 
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # or Pillow warns of pictures that are allowed
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 

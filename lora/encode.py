@@ -45,9 +45,9 @@ def encode_pictures(base: Base, plan: Plan, pictures: Iterable[tuple[str, str, I
     with base.vae(plan) as vae:
         shift, scale = vae.config.shift_factor or 0.0, vae.config.scaling_factor
         for name, caption, picture in pictures:
-            # (H, W, 3) bytes -> (1, 3, H, W) in -1..1
-            pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].to(plan.device, plan.dtype)
-            latents = vae.encode(pixels / 127.5 - 1).latent_dist  # (1, C, H/8, W/8)
+            # (H, W, 3) bytes -> (1, 3, H, W) in -1..1; rounded to the plan's type last, or it would be twice as coarse
+            pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].to(plan.device).float() / 127.5 - 1
+            latents = vae.encode(pixels.to(plan.dtype)).latent_dist  # (1, C, H/8, W/8)
             height, width = latents.mean.shape[-2:]
             example = Example(
                 name=f"{name} at {picture.width}x{picture.height}",

@@ -93,13 +93,20 @@ def default_learning_rate(lora_type: str, width: int) -> tuple[float, str]:
 
 
 def batches(examples: Sequence[Example], batch_size: int, rng: random.Random) -> Iterator[list[Example]]:
-    """Endless batches of one size each: every example once, in a new order, before any comes again."""
+    """Endless full batches of one size each, in which every example comes equally often.
+
+    Every round takes each example once, in a new order; where a size is left with fewer than a batch, they wait for the
+    next round. A smaller batch would be a step like any other, and its pictures would weigh several times as much.
+    """
+    waiting: dict[tuple[int, int], list[Example]] = {}
     while True:
-        by_size: dict[tuple[int, int], list[Example]] = {}
+        ready = []
         for example in rng.sample(examples, len(examples)):
-            by_size.setdefault(example.size, []).append(example)
-        epoch = [group[i : i + batch_size] for group in by_size.values() for i in range(0, len(group), batch_size)]
-        yield from rng.sample(epoch, len(epoch))
+            batch = waiting.setdefault(example.size, [])
+            batch.append(example)
+            if len(batch) == batch_size:
+                ready.append(waiting.pop(example.size))
+        yield from rng.sample(ready, len(ready))
 
 
 def learning_rate_at(step: int, steps: int, peak: float, held: float) -> float:

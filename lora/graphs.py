@@ -25,7 +25,7 @@ def compiled(transformer: FluxTransformer2DModel, shapes: int, **options: object
 
     What was compiled lies in TORCHINDUCTOR_CACHE_DIR, and the next training on such a GPU finds it there, with what
     comes before the kernels too, which torch keeps by itself only for a model without a function of its own
-    (`lora.layer`).
+    (`lora.layer`). The graphs themselves, which torch would count against MOST for as long as the process lives, go.
 
     A float of a module (a scale, an epsilon) is a constant: where sizes may change torch takes it for an input, and
     then traces most graphs twice. `options` go to `torch.compile`. Where a compiler fails the block runs as it is, and
@@ -39,4 +39,7 @@ def compiled(transformer: FluxTransformer2DModel, shapes: int, **options: object
         ),
     ):
         transformer.compile_repeated_blocks(dynamic=shapes > 1, **options)
-        yield
+        try:
+            yield
+        finally:
+            torch._dynamo.reset()

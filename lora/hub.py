@@ -70,7 +70,9 @@ def _fault_of_token(account: Mapping[str, Any], owner: str, repo_id: str) -> str
     """What `whoami` says against writing to a repository of `owner`, or None."""
     organisations = {org["name"]: org.get("roleInOrg") for org in account.get("orgs", [])}
     known = {account["name"], *organisations}
-    if owner.casefold() not in {name.casefold() for name in known}:
+    # The Hub takes a name in any case, but says it in one
+    owner = next((name for name in known if name.casefold() == owner.casefold()), owner)
+    if owner not in known:
         may = " or ".join(sorted(known))
         return f"hf_repo_id: hf_token is {account['name']}'s, who may not write to {owner}; the owner may be {may}"
     if organisations.get(owner) == "read":
@@ -80,7 +82,8 @@ def _fault_of_token(account: Mapping[str, Any], owner: str, repo_id: str) -> str
     if access.get("role") == "fineGrained":
         scopes = access.get("fineGrained", {}).get("scoped", [])
         writes = any(
-            "repo.write" in scope.get("permissions", []) and scope.get("entity", {}).get("name") in (owner, repo_id)
+            "repo.write" in scope.get("permissions", [])
+            and scope.get("entity", {}).get("name", "").casefold() in (owner.casefold(), repo_id.casefold())
             for scope in scopes
         )
     if not writes:

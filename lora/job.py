@@ -33,6 +33,7 @@ from lora import (
     survey,
     tracker,
     validation,
+    wait,
     weights,
 )
 from lora.base import Base
@@ -43,6 +44,7 @@ from lora.names import Pair
 from lora.photos import Photo
 from lora.report import Lesson
 from lora.request import NO_SECRETS, Secrets, TrainRequest, parse_prompts, parse_resolution
+from lora.survey import Look
 from lora.watch import WARNING, Audience, Log, Metric, Remembering, Stages
 from lora.weights import Weights
 
@@ -76,36 +78,44 @@ def run(
     if request.hf_repo_id:
         hub.check_access(request.hf_repo_id, secrets.hf_token or "", request.hf_private)
     gpu, stage = hardware.read_gpu(), Stages(log)
-    flux = _base(flux_base, gpu, secrets, stage, log)
-    log(f"base: {flux.name} ({flux.reason})")
-    skeleton = flux.skeleton()
-    modules = _modules(request, skeleton, log)
-    rules = _rules(request, flux)
-    text.check(rules)
-    if prior.is_ordinary(request.trigger_word):
-        log(
-            f"{WARNING}trigger_word: {request.trigger_word!r} is an ordinary word, so what is learned will show"
-            " wherever a prompt has it; a word that means nothing, such as TOK, keeps the two apart"
-        )
-    resolutions = parse_resolution(request.resolution) if request.resolution else flux.resolutions
-    plan = hardware.plan(
-        gpu,
-        flux.parameters,
-        resolutions,
-        batch_size=request.batch_size,
-        rank=request.lora_rank,
-        steps=request.training_steps,
-    )
-    log(f"plan: {plan.reason}")
-    settings = dataclasses.replace(_settings(request, flux, log), **{"batch_size": plan.batch_size, **(changes or {})})
-    decided: dict[str, Any] = {
-        "base": flux.name,
-        "plan": plan.reason,
-        "resolutions": resolutions,
-        **dataclasses.asdict(settings),
-    }
-
     with disk.work_folder("flux-lora-") as work, contextlib.ExitStack() as lent:
+        found, looks = list[Photo](), list[Look]()
+        if request.training_steps:
+            with stage("unpacking"):
+                found, looks = _unpack(request.input_images, work / "pictures", log)
+        data = record.data_hash(found)
+        flux = _base(flux_base, gpu, secrets, stage, log)
+        log(f"base: {flux.name} ({flux.reason})")
+        skeleton = flux.skeleton()
+        modules = _modules(request, skeleton, log)
+        rules = _rules(request, flux)
+        text.check(rules)
+        if prior.is_ordinary(request.trigger_word):
+            log(
+                f"{WARNING}trigger_word: {request.trigger_word!r} is an ordinary word, so what is learned will show"
+                " wherever a prompt has it; a word that means nothing, such as TOK, keeps the two apart"
+            )
+        resolutions = parse_resolution(request.resolution) if request.resolution else flux.resolutions
+        for warning in survey.report(looks, resolutions) if looks else []:
+            log(f"{WARNING}{warning}")
+        plan = hardware.plan(
+            gpu,
+            flux.parameters,
+            resolutions,
+            batch_size=request.batch_size,
+            rank=request.lora_rank,
+            steps=request.training_steps,
+        )
+        log(f"plan: {plan.reason}")
+        settings = dataclasses.replace(
+            _settings(request, flux, log), **{"batch_size": plan.batch_size, **(changes or {})}
+        )
+        decided: dict[str, Any] = {
+            "base": flux.name,
+            "plan": plan.reason,
+            "resolutions": resolutions,
+            **dataclasses.asdict(settings),
+        }
         start: Mapping[str, Pair] | None = None
         if request.resume_from:
             with stage("fetching the earlier LoRA"):
@@ -116,9 +126,6 @@ def run(
                 return _pack_again(earlier, request, secrets, decided, work, output, log, metric)
         tracked = lent.enter_context(_tracking(request, secrets, decided, work, log))
         lent.enter_context(flux.read_ahead())
-        with stage("unpacking"):
-            found = _unpack(request.input_images, work / "pictures", resolutions, log)
-            data = record.data_hash(found)
         with stage("captioning"):
             captions, rules = _captions(found, rules, request, captioner, plan, log)
             spoken = [captions[photo.name].text for photo in found]
@@ -263,8 +270,8 @@ def _rules(request: TrainRequest, flux: Base) -> Rules:
     return Rules(
         trigger_word=request.trigger_word,
         lora_type=request.lora_type,
-        prefix=request.autocaption_prefix,
-        suffix=request.autocaption_suffix,
+        prefix=text.fill_in(request.autocaption_prefix, request.trigger_word),
+        suffix=text.fill_in(request.autocaption_suffix, request.trigger_word),
         class_noun=None,
         t5=text.Room(count_t5, flux.t5_tokens),
         clip=text.Room(count_clip, flux.clip_tokens),
@@ -302,14 +309,14 @@ def _settings(request: TrainRequest, flux: Base, log: Log) -> Settings:
     )
 
 
-def _unpack(path: Path, folder: Path, resolutions: Sequence[int], log: Log) -> list[Photo]:
-    """The photos of the archive, every one of them seen to be whole; the log is told what will train badly."""
+def _unpack(path: Path, folder: Path, log: Log) -> tuple[list[Photo], list[Look]]:
+    """The photos of the archive, and a look at each of them, by which they are seen to be whole."""
     found, warnings = photos.pair(folder, archive.unpack(path, folder))
     looks = survey.look_at({photo.name: photo.path for photo in found})
-    for warning in (*warnings, *survey.report(looks, resolutions)):
+    for warning in warnings:
         log(f"{WARNING}{warning}")
     log(f"{len(found)} pictures, {sum(photo.caption is not None for photo in found)} of them with a caption")
-    return found
+    return found, looks
 
 
 def _captions(
@@ -325,6 +332,7 @@ def _captions(
         device=plan.device,
         dtype=plan.dtype,
         read=buckets.read_picture,
+        fetch=lambda name: wait.interruptibly(lambda: caption.download(name)),
         log=log,
     )
     return captions, dataclasses.replace(rules, class_noun=class_noun)
@@ -346,7 +354,7 @@ def _pictures(
 
 
 def _preview_prompts(request: TrainRequest, flux: Base, rules: Rules) -> list[str]:
-    own = parse_prompts(request.preview_prompts, request.trigger_word)
+    own = [text.fill_in(prompt, request.trigger_word) for prompt in parse_prompts(request.preview_prompts)]
     return report.preview_prompts(request.trigger_word, request.lora_type, rules.class_noun, flux.native, own)
 
 

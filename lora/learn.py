@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from diffusers import FluxTransformer2DModel
 from PIL import Image
 
-from lora import adapter, attention, fit, generate, graphs, hardware, prior, report, validation
+from lora import adapter, attention, base, fit, generate, graphs, hardware, prior, report, validation
 from lora.base import Base
 from lora.encode import Example, Text
 from lora.fit import Settings
@@ -66,7 +66,8 @@ def learn(material: Material, flux: Base, plan: Plan, settings: Settings, save: 
                     f" {','.join(map(str, material.resolutions))}, {len(material.learned)} examples): set a lower"
                     " resolution, batch_size or lora_rank, send fewer pictures, or take a GPU with more memory"
                 ) from error
-        # Behind the except, whose traceback holds the failed attempt's tensors.
+        finally:
+            base.free(anywhere=True)  # compiled blocks hold themselves until Python looks for such circles
         plan, settings = safer, dataclasses.replace(settings, batch_size=safer.batch_size)
         told.log(f"{WARNING}the GPU's memory ran out; once more from the start of the training: {plan.reason}")
     raise AssertionError("the last attempt returns or raises")

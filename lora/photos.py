@@ -1,6 +1,7 @@
 """Files become photos: which are pictures, which `.txt` belongs to which, and what the captions say."""
 
 import codecs
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ def pair(folder: Path, files: Sequence[Path]) -> tuple[list[Photo], list[str]]:
 
 
 def _read_caption(name: str, path: Path) -> str:
-    """The text without a byte-order mark, without blanks at its ends, with plain line ends."""
+    """The text without byte-order mark, control characters and blanks at its ends, with plain line ends."""
     with open(path, "rb") as file:
         data = file.read(MAX_CAPTION_BYTES + 1)
     if len(data) > MAX_CAPTION_BYTES:
@@ -102,7 +103,9 @@ def _read_caption(name: str, path: Path) -> str:
         raise ValueError(f"{name!r} is not UTF-8 text: save it as UTF-8") from None
     if "\0" in text:
         raise ValueError(f"{name!r} holds NUL characters, so it is not UTF-8 text: save it as UTF-8")
-    return text.replace("\r\n", "\n").replace("\r", "\n").strip()
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    # What drives a terminal when the log shows it, and what no tokenizer knows
+    return "".join(" " if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text).strip()
 
 
 def _suffix(name: str) -> str:

@@ -67,6 +67,7 @@ def header(request: TrainRequest, decided: Mapping[str, Any], captions: Sequence
         "modelspec.trigger_phrase": word,
         "modelspec.resolution": "{0}x{0}".format(max(decided["resolutions"])),
         "ss_base_model_version": "flux1",
+        "ss_sd_model_name": decided["base"],
         "ss_output_name": "lora",
         "ss_network_dim": rank,
         "ss_network_alpha": rank,

@@ -16,8 +16,6 @@ RESOLUTION_RANGE = (64, 2048)
 MAX_PREVIEW_PROMPTS = 8
 MAX_PREVIEWS = 60
 """In one training: they stay in memory, and go into the report."""
-PLACEHOLDER = "[trigger]"
-"""In a user's own preview prompts it stands for the trigger word, as in captions."""
 _PART = r"\w(?:[\w.-]{0,94}\w)?"
 HUB_ID = re.compile(rf"(?!.*(?:--|\.\.)){_PART}/{_PART}", re.ASCII)
 """`owner/name`, as the Hugging Face Hub allows it."""
@@ -61,7 +59,7 @@ class TrainRequest:
     batch_size: int
     """Pictures a step, 1 to 8."""
     caption_dropout_rate: float
-    """Share of steps that see the empty caption, 0 to 1."""
+    """How often a picture trains with the empty caption, 0 to 1."""
     prior_loss_weight: float
     """Weight of holding the adapter to the base's own draws, 0 to 10; 0 leaves it out."""
     seed: int | None
@@ -118,7 +116,7 @@ class TrainRequest:
                 f" previews, and each takes time; give {-(-self.training_steps // MAX_PREVIEWS)} or more, or 0"
             )
         try:
-            parse_prompts(self.preview_prompts, self.trigger_word)
+            parse_prompts(self.preview_prompts)
         except ValueError as error:
             faults.append(str(error))
         faults += self._faults_of_resuming() + self._faults_of_publishing(secrets)
@@ -141,7 +139,7 @@ class TrainRequest:
         if self.layers_to_optimize_regex is not None:
             try:
                 re.compile(self.layers_to_optimize_regex)
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 faults.append(
                     f"layers_to_optimize_regex: {self.layers_to_optimize_regex!r} is no regular expression ({error});"
                     " an example is transformer.single_transformer_blocks.(7|12|16|20).proj_out"
@@ -195,9 +193,9 @@ def parse_resolution(text: str) -> tuple[int, ...]:
     return tuple(sorted(sides))
 
 
-def parse_prompts(text: str, trigger_word: str) -> list[str]:
-    """The prompts of `preview_prompts`, one a line, with PLACEHOLDER filled in; raises ValueError naming the input."""
-    lines = [line.strip().replace(PLACEHOLDER, trigger_word) for line in text.splitlines() if line.strip()]
+def parse_prompts(text: str) -> list[str]:
+    """The prompts of `preview_prompts`, one a line; raises ValueError naming the input."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) > MAX_PREVIEW_PROMPTS:
         raise ValueError(
             f"preview_prompts: {len(lines)} prompts are more than {MAX_PREVIEW_PROMPTS}; give fewer, one a line"

@@ -30,9 +30,9 @@ USUAL_NAMES = ("lora.safetensors", "pytorch_lora_weights.safetensors")
 def fetch(source: str, folder: Path, called: str, token: str | None = None) -> Path:
     """The safetensors file that `source` means, below `folder` where it had to be downloaded or taken out of a tar.
 
-    `source` is the path of a safetensors file, a tar or a folder, a Hub id (`owner/name`, or `owner/name/file`), or an
-    http(s) address of a safetensors or a tar. `token` is for the Hub; without one HF_TOKEN counts. Raises ValueError
-    that begins with `called`, the input's name.
+    `source` is the path of a safetensors file, a tar or a folder, a Hub id (`owner/name`, or `owner/name/file`; also
+    with `huggingface.co/` before it), or an http(s) address of a safetensors or a tar. `token` is for the Hub; without
+    one HF_TOKEN counts. Raises ValueError that begins with `called`, the input's name.
     """
     try:
         return weights.take_out(wait.interruptibly(lambda: _find(source.strip(), folder, token)), folder)
@@ -41,6 +41,8 @@ def fetch(source: str, folder: Path, called: str, token: str | None = None) -> P
 
 
 def _find(source: str, folder: Path, token: str | None) -> Path:
+    if re.match(r"(www\.)?huggingface\.co/", source):  # as Replicate's flux-dev-lora takes it
+        source = f"https://{source}"
     try:
         url = urlsplit(source)
     except ValueError:  # its text may hold a password
@@ -103,6 +105,11 @@ def _from_hub(repository: str, file: str, revision: str | None, folder: Path, to
     except disk.DiskError:
         raise
     except (HTTPError, OSError) as error:
+        if wait.refused(error):
+            raise ValueError(
+                f"the Hugging Face Hub refuses the token for {repository}; give one that may read it, from"
+                " https://huggingface.co/settings/tokens"
+            ) from None
         told = f"{type(error).__name__}: {_told(error)}"
         raise ValueError(f"{where} could not be fetched from the Hub ({told})") from None
 

@@ -9,6 +9,8 @@ from PIL import Image
 
 PROJECT = "flux-lora"
 """Where the user names none."""
+STEP = "step"
+"""The training's own, against which all else is plotted: the client's own may not go down, and drops what does."""
 PATIENCE = 60
 """Seconds that Weights & Biases is waited for, at the start and at the end."""
 
@@ -20,7 +22,7 @@ class Tracker:
         self._run, self._log = run, log
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
-        """Values by their names at a step; steps must not go down."""
+        """Values by their names at a step; where a training began again, its steps come twice."""
         self._send(step, lambda: dict(values))
 
     def pictures(self, prompts: Sequence[str], step: int, drawn: Sequence[Image.Image]) -> None:
@@ -41,7 +43,7 @@ class Tracker:
         self._run = None
 
     def _send(self, step: int, values: Callable[[], dict[str, Any]]) -> None:
-        self._guard(lambda: self._run.log(values(), step=step))
+        self._guard(lambda: self._run.log({STEP: step, **values()}))
 
     def _guard(self, act: Callable[[], object]) -> None:
         if self._run is None:
@@ -86,6 +88,7 @@ def tracking(
                 console="off",
                 disable_git=True,
                 disable_code=True,
+                x_disable_meta=True,  # or it sends the command line, with what presigned addresses carry
                 silent=True,
                 init_timeout=PATIENCE,
                 finish_timeout=PATIENCE,
@@ -98,6 +101,8 @@ def tracking(
             f"wandb_api_key: Weights & Biases does not start a run ({reason}); check the key, project and entity, or"
             " leave them empty"
         ) from error
+    run.define_metric(STEP)
+    run.define_metric("*", step_metric=STEP)
     log(f"Weights & Biases: {f'run {run.id}, offline' if run.offline else run.url}")
     tracker = Tracker(run, log)
     try:

@@ -5,6 +5,7 @@ what moves is the model. Looked at on training pictures it says how well they ar
 out it also says when learning turns into memorising, and `Turn` then keeps the weights from before.
 """
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 
@@ -81,7 +82,9 @@ class Turn:
         """The step of the lowest loss so far."""
 
     def has_come(self, step: int, loss: float) -> bool:
-        """Takes the check at `step` to account."""
+        """Takes the check at `step` to account; one that is no number counts for nothing (`watch.follow` ends that run)."""
+        if not math.isfinite(loss):
+            return False
         if loss < self._lowest:
             self._lowest, self._above, self.step = loss, 0, step
             self._kept = [parameter.detach().clone() for parameter in self._parameters]

@@ -1,4 +1,4 @@
-"""Waiting for other machines in such a way that a cancel comes through."""
+"""Waiting for other machines in such a way that a cancel comes through, and what they refuse."""
 
 import concurrent.futures
 import threading
@@ -29,3 +29,12 @@ def interruptibly(act: Callable[[], Result]) -> Result:
     while not concurrent.futures.wait([future], TURN).done:
         pass
     return future.result()
+
+
+def refused(error: BaseException | None) -> bool:
+    """Whether another machine refuses the token: it answers 401 or 403, here or in what this error came of."""
+    while error is not None:
+        if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

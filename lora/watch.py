@@ -132,7 +132,7 @@ class Watch:
             told.tracked.numbers(step, {"validation_loss": loss})
             if self._turn:
                 turned = self._turn.has_come(step, loss)
-                if turned or (step == self._steps and self._turn.step < step):
+                if turned or (step == self._steps and 0 < self._turn.step < step):
                     self._turn.go_back()
                     self.best = self._turn.step
                     why = "has turned, so the training stops" if turned else "was lowest before the end"

@@ -6,6 +6,8 @@ can run code.
 
 import json
 import math
+import re
+import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +22,6 @@ from lora.names import Pair
 
 FLUX_WIDTH = 3072
 """Inputs of FLUX.1's attention layers."""
-FLUX_DOUBLE, FLUX_SINGLE = 19, 38
-"""Blocks of FLUX.1."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,6 +52,10 @@ def read(path: Path) -> Weights:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no mapping
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
+        if zipfile.is_zipfile(path):
+            raise ValueError(
+                f"{path.name} is a zip, or a checkpoint of torch's own kind; give a safetensors, or a tar with one"
+            ) from error
         raise ValueError(f"{path.name} is not a whole safetensors file: {error}") from error
     try:
         naming, pairs, strange = names.parse(tensors)
@@ -197,7 +201,7 @@ def faults(weights: Weights) -> list[str]:
         found.append(f"q, k and v are not together in {where} ({partial[0]}{', …' if len(partial) > 1 else ''})")
     if len(weights.ranks) > 1:
         found.append(f"mixed ranks: {', '.join(map(str, weights.ranks))}")
-    outside = [layer for layer in pairs if not layer.startswith(("transformer_blocks.", "single_transformer_blocks."))]
+    outside = [layer for layer in pairs if not re.match(r"(single_)?transformer_blocks\.\d+\.", layer)]
     if outside:
         found.append(f"layers outside the blocks: {_count(outside, pairs)}")
     return found
@@ -238,7 +242,8 @@ def partial_attention(modules: Collection[str]) -> list[str]:
         ("transformer_blocks", names.DOUBLE_JOINED),
         ("single_transformer_blocks", names.SINGLE_JOINED),
     ):
-        numbers = sorted({int(layer.split(".")[1]) for layer in modules if layer.startswith(f"{kind}.")})
+        blocks = {layer.split(".")[1] for layer in modules if layer.startswith(f"{kind}.")}
+        numbers = sorted(int(number) for number in blocks if number.isdecimal())
         for number in numbers:
             for whole, layers in joined.items():
                 there = [layer for layer in layers if f"{kind}.{number}.{layer}" in modules]
@@ -280,7 +285,8 @@ def describe(weights: Weights) -> str:
 
 
 _SHOWN = {
-    "base": "modelspec.architecture",
+    "kind": "modelspec.architecture",
+    "base": "ss_sd_model_name",
     "title": "modelspec.title",
     "trigger": "modelspec.trigger_phrase",
     "pixels": "modelspec.resolution",

@@ -1,6 +1,6 @@
 """What several test files share: a FLUX transformer of a few thousand weights, and the project's own toy base."""
 
-import random
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ from lora import base
 from lora.base import Base
 from lora.encode import Example
 from lora.hardware import Plan
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # a GPU that torch cannot use is none to the tests
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 """Real photographs, beside the repository where it is developed; tests that need them skip where they are not."""
@@ -86,8 +89,3 @@ def photographs() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"the real photographs are not here: no folder {SHARED.name} of them beside the repository")
     return SHARED
-
-
-@pytest.fixture
-def rng() -> random.Random:
-    return random.Random(0)

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from lora import base
+from lora import base, hardware
 from lora.base import Base
 from lora.hardware import Gpu, Plan
 from tests import hub_server
@@ -156,6 +156,34 @@ def test_a_gated_base_is_fetched_with_the_users_own_token(
             base.find("club/base", None)
         found = base.find("club/base", None, hub_server.READ_TOKEN)
     assert (found.name, found.width) == ("club/base", toy.width)
+
+
+def test_a_token_that_the_hub_refuses_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for status in (401, 403):
+        with hub_server.asked_by_the_library(monkeypatch, tmp_path) as hub:
+            hub.private["club/base"] = True
+            hub.faults = [("club/base", status)] * 9
+            with pytest.raises(
+                ValueError, match=r"^hf_token: the Hugging Face Hub refuses it .* for club/base"
+            ) as told:
+                base.find("club/base", GPU, "hf_expired")
+            assert "hf_expired" not in str(told.value)
+
+
+def test_a_gpu_that_torch_cannot_use_is_no_reason_to_train_the_toy_unasked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (tmp_path / "nvidiactl").touch()
+    monkeypatch.setattr(hardware, "NVIDIA", (str(tmp_path / "nvidiactl"),))
+    for cuda, told in ((None, "is built for the CPU"), ("13.0", r"too old for CUDA 13\.0")):
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        with pytest.raises(ValueError, match=rf"^FLUX_BASE: there is an NVIDIA GPU here.*{told}.*toyflux/base"):
+            base.find(None, None)
+    assert base.find(str(base.TOY), None).name == "base"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert base.find(None, None).name == "toyflux"
 
 
 def test_what_is_lent_is_given_back(toy: Base, cpu: Plan) -> None:

@@ -163,6 +163,12 @@ def test_a_profile_that_is_broken_or_of_another_kind_is_ignored(profile, tmp_pat
     assert read.getpixel((4, 4)) == (128, 128, 128)
 
 
+@pytest.mark.parametrize(("value", "level"), [(1, 255), (128, 128), (65535, 255)])
+def test_the_white_of_a_tiff_of_32_bits_is_the_first_that_nothing_exceeds(value, level, tmp_path):
+    Image.new("I", (8, 8), value).save(tmp_path / "a.tif")
+    assert buckets.read_picture(tmp_path / "a.tif").getpixel((0, 0)) == (level,) * 3
+
+
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_a_broken_exif_does_not_cost_the_picture(tmp_path):
     path = saved(corners(), tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff garbage")
@@ -193,6 +199,13 @@ def test_a_hundred_megapixels_are_the_most_and_nothing_is_decoded_beyond(width, 
     (tmp_path / "bomb.png").write_bytes(png(width, height, 8, 0, b""))
     with pytest.raises(ValueError, match=r"'bomb\.png'.* 100 megapixels"):
         buckets.read_picture(tmp_path / "bomb.png")
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_allowed_is_opened_without_a_warning(tmp_path):
+    Image.new("1", (10_000, 9_900)).save(tmp_path / "large.png")
+    with buckets.opened(tmp_path / "large.png") as picture:
+        assert picture.size == (10_000, 9_900)
 
 
 SIZES = [

@@ -35,6 +35,7 @@ from captioner.caption import (
 )
 from captioner.text import Rules
 from script import caption as command
+from tests import hub_server
 
 SUBJECT = Rules(
     trigger_word="TOK",
@@ -162,6 +163,16 @@ def test_pictures_are_scaled_as_the_models_own_processor_scales_them(folder: Pat
             folder, size={"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS}
         )
         assert stock(picture)["image_grid_thw"].tolist() == [[1, fitted.height // 16, fitted.width // 16]]
+
+
+def test_a_model_of_the_hub_is_downloaded_with_all_that_it_needs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pictures: list[Image.Image]
+) -> None:
+    with hub_server.asked_by_the_library(monkeypatch, tmp_path) as hub:
+        hub.private["club/qwen"] = False
+        hub.files["club/qwen"] = {file.name: file.read_bytes() for file in folder.iterdir()}
+        with load("club/qwen", "cpu", torch.float32) as fetched, load(str(folder), "cpu", torch.float32) as local:
+            assert fetched.answer(pictures[:1], "What is it?") == local.answer(pictures[:1], "What is it?")
 
 
 def test_a_model_with_tied_weights_such_as_the_4b_loads_whole(tmp_path: Path) -> None:

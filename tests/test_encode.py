@@ -1,8 +1,11 @@
 """Pictures and prompts as the transformer gets them, held against diffusers' own pipelines."""
 
+import dataclasses
+
 import numpy as np
+import pytest
 import torch
-from diffusers import FluxPipeline
+from diffusers import AutoencoderKL, FluxPipeline
 from PIL import Image
 
 from lora import encode, flow
@@ -23,7 +26,20 @@ def test_each_record_carries_its_own_name_size_and_caption(toy: Base, cpu: Plan)
         ("plain.png at 64x64", "a red TOK", (8, 8)),
     ]
     assert [tuple(e.mean.shape) for e in examples] == [(4 * 6, 64), (4 * 4, 64)]
-    assert all((e.std > 0).all() for e in examples)
+    with toy.vae(cpu) as vae, torch.no_grad():
+        for (_, _, picture), example in zip(_pictures(), examples, strict=True):
+            pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 127.5 - 1
+            wanted = vae.encode(pixels).latent_dist.std * vae.config.scaling_factor
+            torch.testing.assert_close(example.std, flow.pack(wanted)[0])
+
+
+def test_pixels_are_rounded_to_a_gpus_type_once(toy: Base, cpu: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    encode_ = AutoencoderKL.encode
+    monkeypatch.setattr(AutoencoderKL, "encode", lambda vae, pixels: (given.append(pixels), encode_(vae, pixels))[1])
+    encode.encode_pictures(toy, dataclasses.replace(cpu, dtype=torch.bfloat16), _pictures()[:1])
+    pixels = torch.from_numpy(np.array(_pictures()[0][2])).permute(2, 0, 1)[None] / 127.5 - 1
+    assert torch.equal(given[0], pixels.bfloat16())
 
 
 def test_the_latents_decode_to_the_picture_upright_and_in_its_colours(toy: Base, cpu: Plan) -> None:

@@ -212,16 +212,69 @@ def test_an_untrained_adapter_keeps_every_prior(tiny_flux: FluxTransformer2DMode
     torch.testing.assert_close(fit.prior_loss(tiny_flux, priors, texts, 1.0), torch.tensor(0.0), atol=1e-8, rtol=0)
 
 
-def test_every_example_comes_once_before_any_comes_again_in_batches_of_one_size(examples: list[Example]) -> None:
-    source = fit.batches(examples, 2, random.Random(0))
-    for _ in range(3):
-        epoch: list[Example] = []
-        while len(epoch) < len(examples):
-            batch = next(source)
-            assert len({example.size for example in batch}) == 1
-            assert len(batch) <= 2
-            epoch += batch
-        assert sorted(example.name for example in epoch) == ["0", "1", "2", "3", "4"]
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_every_example_comes_equally_often_in_full_batches_of_one_size(
+    examples: list[Example], batch_size: int
+) -> None:
+    """However few there are of its size: one in a batch of its own would weigh as much as all of another."""
+    source, seen = fit.batches(examples, batch_size, random.Random(0)), Counter[str]()
+    for _ in range(60 // batch_size):
+        batch = next(source)
+        assert len({example.size for example in batch}) == 1
+        assert len(batch) == batch_size
+        seen.update(example.name for example in batch)
+    assert max(seen.values()) - min(seen.values()) <= batch_size, seen
+    if batch_size == 1:
+        assert set(seen.values()) == {12}
+
+
+def test_the_sizes_of_a_round_are_mixed() -> None:
+    nothing = torch.zeros(1)
+    examples = [
+        Example(name=str(i), size=(4, 4) if i < 8 else (2, 6), mean=nothing, std=nothing, caption="") for i in range(16)
+    ]
+    sizes = [batch[0].size for batch in itertools.islice(fit.batches(examples, 1, random.Random(0)), 16)]
+    assert sum(one != other for one, other in itertools.pairwise(sizes)) > 2
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_look_at_the_bases_own_draws_weighs_for_the_steps_that_have_none(
+    every: int,
+    tiny_flux: FluxTransformer2DModel,
+    examples: list[Example],
+    texts: dict[str, Text],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    priors, generator = _priors(tiny_flux, texts), torch.Generator().manual_seed(9)
+    parameters = adapter.attach(tiny_flux, 4, seed=3)
+    for parameter in parameters:
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    backward, lost = torch.Tensor.backward, list[float]()
+
+    def remembering(tensor: torch.Tensor) -> None:
+        lost.append(tensor.item())
+        backward(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "backward", remembering)
+    settings = dataclasses.replace(SETTINGS, steps=every, prior_every=every, prior_loss_weight=0.5)
+    *_, last = fit.fit(tiny_flux, parameters, examples, priors, texts, settings)
+    assert last.prior_loss > 0
+    assert lost[-1] == pytest.approx(0.5 * every * last.prior_loss.item(), rel=1e-5)
+
+
+def test_a_gradient_is_cut_to_a_norm_of_one(
+    tiny_flux: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text]
+) -> None:
+    """With an epsilon that hides Adam's own scaling no step is longer than the gradient."""
+    tiny_flux.proj_out.weight.data *= 100
+    settings = dataclasses.replace(
+        SETTINGS, steps=1, prior_loss_weight=0.0, learning_rate=1.0, adam_epsilon=1.0, weight_decay=0.0
+    )
+    parameters = adapter.attach(tiny_flux, 4, seed=3)
+    before = [parameter.detach().clone() for parameter in parameters]
+    list(fit.fit(tiny_flux, parameters, examples, [], texts, settings))
+    moved = torch.cat([(p.detach() - b).flatten() for p, b in zip(parameters, before, strict=True)]).norm()
+    assert 0.1 < moved <= 1
 
 
 def test_caption_dropout_shows_the_empty_caption_and_no_other(

@@ -5,11 +5,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.training_utils import compute_density_for_timestep_sampling
 
-from lora import flow
+from lora import encode, flow
+from tests.tiny_flux import CONFIG
 
 DEV_SCHEDULER = {
     "base_image_seq_len": 256,
@@ -91,3 +92,13 @@ def test_the_shares_of_timesteps_are_those_of_the_samples(mean: float) -> None:
     seen = [((low < times) & (times <= high)).float().mean().item() for high, low in itertools.pairwise(edges)]
     assert shares == pytest.approx(seen, abs=0.005)
     assert sum(shares) == pytest.approx(1)
+
+
+def test_a_transformer_without_a_guidance_input_such_as_schnells_is_asked_without_one(
+    texts: dict[str, encode.Text],
+) -> None:
+    transformer = FluxTransformer2DModel(**{**CONFIG, "guidance_embeds": False}).eval()
+    text = encode.stack(texts, ["a TOK"], torch.device("cpu"))
+    velocity = flow.velocity(transformer, torch.ones(1, 4, 16), torch.tensor([0.5]), 1.0, text, (4, 4))
+    assert velocity.shape == (1, 4, 16)
+    assert velocity.isfinite().all()

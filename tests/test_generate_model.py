@@ -126,6 +126,7 @@ def test_sizes_formats_and_a_picture_to_start_from(artist: Server, flux: Base) -
     start = io.BytesIO()
     Image.new("RGB", (300, 150), world.COLOURS["blue"]).save(start, "PNG")
     uri = "data:image/png;base64," + base64.b64encode(start.getvalue()).decode()
+    assert _refused(artist, image=uri[: len(uri) // 2 // 4 * 4]).startswith("image: ")
     [near] = _drawn(artist, image=uri, prompt_strength=0.25, num_inference_steps=8)
     assert near.width / near.height == pytest.approx(2, rel=0.15)
     wanted = np.asarray(Image.open(start).resize(near.size)).astype(int)

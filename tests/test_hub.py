@@ -94,7 +94,7 @@ def test_the_card_does_not_say_that_a_folder_is_flux_dev(tmp_path: Path) -> None
 # ---------------------------------------------------------------- before the training
 
 
-@pytest.mark.parametrize("repo", ["me/new", "studio/new"])
+@pytest.mark.parametrize("repo", ["me/new", "studio/new", "Me/new"])
 def test_a_token_that_may_write_passes(repo: str, server: Hub) -> None:
     hub.check_access(repo, WRITE_TOKEN, private=True)
     assert server.private == {}, "nothing is made before there is something to upload"
@@ -111,6 +111,7 @@ def test_a_token_that_may_write_passes(repo: str, server: Hub) -> None:
             "hf_repo_id: hf_token is me's, who may not write to other; the owner may be club or me",
         ),
         ("club/new", WRITE_TOKEN, "hf_repo_id: me may only read in club"),
+        ("Club/new", WRITE_TOKEN, "hf_repo_id: me may only read in club"),
         ("me/new", FINE_TOKEN, "hf_token: this token may not write to me/new"),
     ],
 )
@@ -124,7 +125,8 @@ def test_a_token_that_may_not_write_is_refused(repo: str, token: str, told: str,
 @pytest.mark.parametrize("entity", ["me", "me/new"])
 def test_a_fine_grained_token_with_the_right_to_write_passes(entity: str, server: Hub) -> None:
     server.fine_scopes = [{"entity": {"type": "user", "name": entity}, "permissions": ["repo.write"]}]
-    hub.check_access("me/new", FINE_TOKEN, private=True)
+    for repo in ("me/new", "ME/new"):
+        hub.check_access(repo, FINE_TOKEN, private=True)
 
 
 def test_a_repository_that_exists_must_be_writable_and_as_private_as_asked(server: Hub) -> None:

@@ -69,18 +69,23 @@ def test_the_tar_holds_the_weights_captions_and_the_record_and_nothing_is_left(
     archive: Path, work: Path, tmp_path: Path
 ) -> None:
     lines: list[str] = []
-    tar = _run(archive, tmp_path / "out", lines.append)
+    prompts = "a red [TRIGGER]"
+    tar = _run(archive, tmp_path / "out", lines.append, autocaption_prefix="one [Trigger],", preview_prompts=prompts)
     with tarfile.open(tar) as opened:
         names = opened.getnames()
-        caption = opened.extractfile("output/flux_train_replicate/captions/1.png.txt")
-        assert caption is not None
-        assert caption.read().decode() == "TOK, a green wall\n"
+        for picture, said in (("1", "TOK, a green wall\n"), ("2", "one TOK,\n")):
+            caption = opened.extractfile(f"output/flux_train_replicate/captions/{picture}.png.txt")
+            assert caption is not None
+            assert caption.read().decode() == said
+        page = opened.extractfile("report/index.html")
+        assert page is not None
+        assert "a red TOK" in page.read().decode()
     assert [name for name in names if name.endswith(".safetensors")] == [job.WEIGHTS_MEMBER]
     assert {"request.json", "report/preview.webp"} <= set(names)
     assert tar == tmp_path / "out" / "trained_model.tar"
     assert list(tar.parent.iterdir()) == [tar]
     assert list(work.iterdir()) == []
-    assert "TOY BASE" in lines[0]
+    assert any("TOY BASE" in line for line in lines[:5])
     assert any(line.startswith("step 3/3 (100%)") for line in lines)
     assert lines[-1].startswith("seconds: ")
 
@@ -102,10 +107,10 @@ def test_a_base_of_the_hub_is_fetched_in_a_stage_of_its_own(
             file.relative_to(base.TOY).as_posix(): file.read_bytes() for file in base.TOY.rglob("*.*")
         }
         _run(archive, tmp_path / "out", lines.append, "club/base")
-    assert lines[0] == "== fetching the base"
-    assert lines[1].startswith("club/base, from the Hugging Face Hub: on first use")
-    assert lines[2] == "base: club/base (from the Hugging Face Hub)"
-    assert lines[-1].startswith("seconds: fetching the base ")
+    stage = lines.index("== fetching the base")
+    assert lines[stage + 1].startswith("club/base, from the Hugging Face Hub: on first use")
+    assert lines[stage + 2] == "base: club/base (from the Hugging Face Hub)"
+    assert ", fetching the base " in lines[-1]
 
 
 def test_previews_that_fail_cost_nobody_the_lora(
@@ -262,6 +267,42 @@ def test_a_bad_request_is_refused_before_anything_is_loaded(tmp_path: Path, work
     with pytest.raises(ValueError, match="input_images"):
         _run(tmp_path / "no.zip", tmp_path / "out", lines.append)
     assert not [line for line in lines if line.startswith("==")]
+
+
+def test_a_rate_that_breaks_the_training_is_told_where_it_was_to_be_stopped_early_too(
+    tmp_path: Path, work: Path
+) -> None:
+    eight = tmp_path / "eight.zip"
+    with zipfile.ZipFile(eight, "w") as out:
+        for i in range(8):
+            data = BytesIO()
+            Image.new("RGB", (96, 96), (30 * i, 0, 90)).save(data, "PNG")
+            out.writestr(f"{i}.png", data.getvalue())
+    changes = {"stop_early": True, "learning_rate": 1e30, "training_steps": 12, "resolution": "64"}
+    with pytest.raises(ValueError, match=r"the loss at step 2 is nan: .*lower learning_rate"):
+        _run(eight, tmp_path / "out", **changes)
+
+
+@pytest.mark.parametrize("lora_type", ["subject", "style"])
+def test_the_type_decides_the_recipe(lora_type: str, archive: Path, work: Path, tmp_path: Path) -> None:
+    with tarfile.open(_run(archive, tmp_path / "out", lora_type=lora_type, resolution="64")) as opened:
+        written = opened.extractfile("request.json")
+        assert written is not None
+        decided = json.loads(written.read())["decided"]
+    assert decided["learning_rate"] == fit.default_learning_rate(lora_type, 128)[0]
+    assert decided["held"] == fit.HELD[lora_type]
+    assert decided["timestep_mean"] == fit.TIMESTEP_MEANS[lora_type]
+    assert tuple(decided["prior_kinds"]) == prior.KINDS[lora_type]
+    assert decided["prior_prompts"] == prior.DRAWINGS[lora_type]
+
+
+def test_pictures_are_refused_before_the_base_is_fetched(tmp_path: Path, work: Path) -> None:
+    broken = tmp_path / "pictures.zip"
+    with zipfile.ZipFile(broken, "w") as out:
+        out.writestr("a.png", b"no picture")
+    with pytest.raises(ValueError, match=r"input_images: .*\n.*'a\.png' is damaged"):
+        _run(broken, tmp_path / "out", flux_base=str(tmp_path / "no base"))
+    assert list(work.iterdir()) == []
 
 
 @pytest.mark.parametrize(("quantised", "checkpointing"), hardware.WAYS)

@@ -57,6 +57,11 @@ def test_a_byte_order_mark_line_ends_and_outer_blanks_go_and_nothing_else(tmp_pa
     assert captions(tmp_path, {"a.jpg": b"", "a.txt": data}) == {"a.jpg": "Ein TOK,\nzwei\u2028 Zeilen"}
 
 
+def test_control_characters_in_a_caption_do_not_reach_the_terminal(tmp_path):
+    data = "a dog\x1b]0;mine\x07\x9b31m,\n\ta cat".encode()
+    assert captions(tmp_path, {"a.jpg": b"", "a.txt": data}) == {"a.jpg": "a dog ]0;mine  31m,\n\ta cat"}
+
+
 @pytest.mark.parametrize("data", [b"", b" \r\n\t", b"\xef\xbb\xbf"])
 def test_an_empty_caption_is_a_missing_one_with_a_warning(data, tmp_path):
     found, warnings = photos.pair(tmp_path, laid_out(tmp_path, {"a.jpg": b"", "a.txt": data}))

@@ -76,8 +76,17 @@ def test_a_python_that_is_too_old_is_refused_by_its_version(copy, tmp_path):
     old.chmod(0o755)
     done = run(copy / "script" / "python", "-V", folder=tmp_path, PYTHON=str(old))
     assert done.returncode == 1
-    assert done.stderr.startswith("script/python: Python 3.11 or newer is needed; found: 3.9.1.")
+    assert done.stderr.startswith("script/python: Python 3.11 to 3.14 is needed; found: 3.9.1.")
     assert not (copy / ".venv").exists()
+
+
+def test_a_python_that_is_too_new_is_refused_by_its_version(copy, tmp_path):
+    new = tmp_path / "python3"
+    new.write_text(f'#!/bin/sh\nexec {sys.executable} "$1" "import sys; sys.version_info = (3, 15, 0); $2"\n')
+    new.chmod(0o755)
+    done = run(copy / "script" / "python", "-V", folder=tmp_path, PYTHON=str(new))
+    assert done.returncode == 1
+    assert done.stderr.startswith("script/python: Python 3.11 to 3.14 is needed; found: 3.15.0.")
 
 
 def test_bench_runs_what_is_there_and_lists_it_otherwise(copy, tmp_path):

@@ -74,6 +74,7 @@ def test_the_header_is_read_by_comfyui_and_by_the_web_sites_that_share_loras(tmp
     request = a_request(tmp_path / "a.zip", trigger_word="TOK", lora_rank=16, training_steps=900)
     header = record.header(request, DECIDED, ["a TOK", "TOK, a wall", "a wall"])
     assert header["modelspec.architecture"] == "flux-1-dev/lora"
+    assert header["ss_sd_model_name"] == DECIDED["base"]
     assert header["modelspec.trigger_phrase"] == header["modelspec.title"] == "TOK"
     assert header["modelspec.resolution"] == "96x96"
     assert header["ss_base_model_version"] == "flux1"

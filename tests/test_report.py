@@ -1,5 +1,6 @@
 """The report: what it draws by default, the curve, and a page that stands by itself and runs nothing."""
 
+import dataclasses
 import io
 import json
 import re
@@ -70,7 +71,7 @@ def test_by_default_three_prompts_call_it_up_and_one_does_not(native: int, lora_
 
 
 def test_a_users_own_prompts_replace_the_others_but_not_the_one_that_must_stay() -> None:
-    own = parse_prompts("  [trigger] on the moon \n\na cat with tok\n", "TOK")
+    own = parse_prompts("  TOK on the moon \n\na cat with tok\n")
     assert own == ["TOK on the moon", "a cat with tok"]
     prompts = report.preview_prompts("TOK", "subject", None, 1024, own)
     assert prompts[:2] == own
@@ -81,7 +82,7 @@ def test_a_users_own_prompts_replace_the_others_but_not_the_one_that_must_stay()
 
 def test_too_many_prompts_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="preview_prompts: 9 prompts are more than 8"):
-        parse_prompts("\n".join("abcdefghi"), "TOK")
+        parse_prompts("\n".join("abcdefghi"))
 
 
 # ---------------------------------------------------------------- pictures
@@ -166,6 +167,19 @@ def test_any_losses_give_a_picture_inside_its_frame(losses: list[float]) -> None
 
 
 # ---------------------------------------------------------------- the page
+
+
+def test_the_page_tells_whose_weights_they_are_where_an_earlier_step_was_better() -> None:
+    curve = Curve(losses=[0.5, 0.4, 0.9, 0.3], checks=[(0, 0.6), (2, 0.3)], held_out=True, best=2)
+    lessons = [_lesson(), dataclasses.replace(_lesson("b.png"), held_out=True)]
+    page = report.page(RECORD, lessons, _previews(2), curve, [])
+    for told in (
+        "<dt>steps</dt><dd>2</dd>",
+        "<dt>pictures</dt><dd>1</dd>",
+        "The weights of step 2",
+        "stroke-dasharray",
+    ):
+        assert told in page
 
 
 def test_the_page_stands_by_itself() -> None:

@@ -147,6 +147,8 @@ def test_a_broken_regular_expression_is_told_with_an_example(tmp_path: Path) -> 
     (tmp_path / "a.zip").write_bytes(b"")
     with pytest.raises(ValueError, match=r"layers_to_optimize_regex: '\(' is no regular expression .*proj_out"):
         a_request(tmp_path / "a.zip", layers_to_optimize_regex="(").check()
+    with pytest.raises(ValueError, match=r"layers_to_optimize_regex: .* is no regular expression"):
+        a_request(tmp_path / "a.zip", layers_to_optimize_regex="a{99999999999999999999}").check()
 
 
 def test_secrets_do_not_show_themselves() -> None:

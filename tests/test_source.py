@@ -85,7 +85,14 @@ def _refusal(origin: str, folder: Path, token: str | None = None) -> str:
 
 
 @pytest.mark.parametrize(
-    "origin", ["me/lora", "me/lora/lora.safetensors", "https://huggingface.co/me/lora/blob/main/lora.safetensors"]
+    "origin",
+    [
+        "me/lora",
+        "me/lora/lora.safetensors",
+        "huggingface.co/me/lora",
+        "www.huggingface.co/me/lora/blob/main/lora.safetensors",
+        "https://huggingface.co/me/lora/blob/main/lora.safetensors",
+    ],
 )
 @pytest.mark.parametrize("other", ["hf_secret_of_another", None])
 def test_what_one_token_may_read_is_not_given_to_the_next_user(
@@ -112,6 +119,11 @@ def test_what_one_token_may_read_is_not_given_to_the_next_user(
 )
 def test_an_address_of_the_hub_means_its_revision(path: str, content: bytes, hub: Hub, tmp_path: Path) -> None:
     assert _fetched(f"https://huggingface.co/me/lora{path}", tmp_path, WRITE_TOKEN) == content
+
+
+def test_a_token_that_the_hub_refuses_is_told(hub: Hub, tmp_path: Path) -> None:
+    hub.faults = [("me/lora", 401)] * 9
+    assert "the Hugging Face Hub refuses the token for me/lora; give one" in _refusal("me/lora", tmp_path, "hf_old")
 
 
 def test_an_id_may_name_a_file_in_a_folder(hub: Hub, tmp_path: Path) -> None:

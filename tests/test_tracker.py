@@ -12,6 +12,7 @@ from lora import tracker
 from lora.tracker import Tracker
 
 KEY = "0123456789abcdef" * 2 + "01234567"
+SIGNATURE = "presigned-once"
 
 
 def _start(folder: Path, lines: list[str], key: str | None = KEY) -> Any:
@@ -31,7 +32,7 @@ def test_without_a_key_nothing_happens(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_numbers_and_pictures_are_recorded_and_the_key_is_in_no_file(
+def test_numbers_and_pictures_are_recorded_and_neither_key_nor_command_line_are_in_any_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home, folder, lines = tmp_path / "home", tmp_path / "run", list[str]()
@@ -39,18 +40,23 @@ def test_numbers_and_pictures_are_recorded_and_the_key_is_in_no_file(
     folder.mkdir()
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(sys, "argv", ["script/train", "-i", f"resume_from=https://host/lora.tar?signature={SIGNATURE}"])
     with _start(folder, lines) as tracked:
         tracked.numbers(1, {"loss": 0.5, "learning_rate": 1e-3})
         tracked.numbers(2, {"loss": 0.25})
+        tracked.numbers(1, {"loss": 0.125})  # begun again, as where a GPU's memory ran out
         tracked.pictures(["a TOK", "a house"], 2, [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")])
     assert lines[0].startswith("Weights & Biases: run ")
     assert len(lines) == 1
     files = [path for path in (*home.rglob("*"), *folder.rglob("*")) if path.is_file()]
     assert sum(path.suffix == ".png" for path in files) == 2
-    assert not [path for path in files if KEY.encode() in path.read_bytes()]
+    for secret in (KEY, SIGNATURE):
+        assert not [path for path in files if secret.encode() in path.read_bytes()]
     assert _history(next(path for path in files if path.suffix == ".wandb")) == [
-        {"loss": "0.5", "learning_rate": "0.001"},
-        {"loss": "0.25"},
+        {"step": "1", "loss": "0.5", "learning_rate": "0.001"},
+        {"step": "2", "loss": "0.25"},
+        {"step": "1", "loss": "0.125"},
+        {"step": "2"},
     ]
 
 
@@ -65,7 +71,7 @@ def _history(file: Path) -> list[dict[str, str]]:
         record = wandb_internal_pb2.Record.FromString(data[at + 7 : at + 7 + length])
         if record.WhichOneof("record_type") == "history":
             items = {(item.key or ".".join(item.nested_key)): item.value_json for item in record.history.item}
-            rows.append({key: value for key, value in items.items() if key in ("loss", "learning_rate")})
+            rows.append({key: value for key, value in items.items() if key in ("step", "loss", "learning_rate")})
         at += 7 + length
     return rows
 
@@ -76,7 +82,7 @@ class _Broken:
     def __init__(self) -> None:
         self.calls = 0
 
-    def log(self, values: dict[str, Any], step: int) -> None:
+    def log(self, values: dict[str, Any]) -> None:
         self.calls += 1
         raise BrokenPipeError("the service has gone")
 

@@ -95,3 +95,9 @@ def test_the_turn_has_come_after_three_checks_above_the_lowest_and_its_weights_c
     assert turn.step == 4
     turn.go_back()
     assert weight.tolist() == [4.0, 4.0]
+
+
+def test_a_loss_that_is_no_number_is_no_turn() -> None:
+    turn = validation.Turn([torch.nn.Parameter(torch.zeros(2))])
+    assert not any(turn.has_come(step, float("nan")) for step in range(1, 9))
+    assert turn.step == 0

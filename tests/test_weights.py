@@ -107,6 +107,22 @@ def test_a_trainers_tar_is_inspected_and_found_sound(tmp_path: Path, capsys: pyt
     assert f"{2 * sum(a.shape[1] + len(b) for a, b in a_lora(1).values()):,} in 17 layers" in page
 
 
+def test_a_rank_stabilised_lora_of_peft_is_as_strong_as_peft_makes_it(tmp_path: Path) -> None:
+    """alpha / sqrt(rank) instead of alpha / rank (arXiv:2312.03732)."""
+    pairs = a_lora(4, width=48)
+    said = json.dumps({"transformer.lora_alpha": 4, "transformer.use_rslora": True})
+    save_file(names.to_naming("diffusers", pairs), tmp_path / "a.safetensors", {"lora_adapter_metadata": said})
+    read = weights.read(tmp_path / "a.safetensors").pairs
+    for layer, (_, b) in pairs.items():
+        torch.testing.assert_close(read[layer][1].float(), 2 * b.float())
+
+
+def test_a_block_that_has_no_number_is_no_reason_to_stumble(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = {"transformer_blocks.x.attn.to_q": (torch.ones(2, 4), torch.ones(4, 2))}
+    assert inspect.main([str(_file(tmp_path / "odd.safetensors", pairs))]) == 1
+    assert "fault:     layers outside the blocks: " in capsys.readouterr().out
+
+
 def test_inspecting_what_is_no_lora_says_so_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "cut.safetensors").write_bytes(_file(tmp_path / "a.safetensors", a_lora(2, width=48)).read_bytes()[:-9])
     save_file({"model.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
@@ -116,6 +132,9 @@ def test_inspecting_what_is_no_lora_says_so_and_fails(tmp_path: Path, capsys: py
         assert f"{name}.safetensors is not a whole safetensors file" in capsys.readouterr().err
     assert inspect.main([str(tmp_path / "model.safetensors")]) == 1
     assert "model.safetensors is not a LoRA for FLUX: none of its 1 keys" in capsys.readouterr().err
+    torch.save({"a": torch.zeros(1)}, tmp_path / "pickle.safetensors")
+    assert inspect.main([str(tmp_path / "pickle.safetensors")]) == 1
+    assert "pickle.safetensors is a zip, or a checkpoint of torch's own kind" in capsys.readouterr().err
     assert inspect.main([str(tmp_path / "gone.safetensors")]) == 1
 
 
