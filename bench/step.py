@@ -741,10 +741,16 @@ def run(
     cells = read(arguments.json)
     about = about_the_machine(next(transformer.parameters()).device)
     for case in cases:
-        if {way.name for way in ways} <= {cell.way for cell in cells if cell.case == case.name}:
+        there = {cell.way for cell in cells if cell.case == case.name}
+        if {way.name for way in ways} <= there:
             continue
+        if there:
+            raise SystemExit(
+                f"{arguments.json} holds other ways of {case.name} ({', '.join(sorted(there))}), and speeds are"
+                " compared within one run: name another file, or all ways at once"
+            )
         found = measure(ways, transformer, case, text_tokens, arguments.rounds, arguments.laps)
-        cells = [cell for cell in cells if cell.case != case.name] + found
+        cells += found
         if arguments.json:
             write(arguments.json, about, cells)
     return cells

@@ -82,7 +82,7 @@ class Turn:
         """The step of the lowest loss so far."""
 
     def has_come(self, step: int, loss: float) -> bool:
-        """Takes the check at `step` to account; one that is no number counts for nothing (`watch.follow` ends that run)."""
+        """Takes the check at `step` to account; what is no number counts for nothing: `watch.follow` ends that run."""
         if not math.isfinite(loss):
             return False
         if loss < self._lowest:

@@ -403,6 +403,7 @@ def test_a_cancel_amid_an_entry_leaves_nothing_outside_the_folder(tmp_path, monk
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "x"]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
 def test_a_full_disk_says_so(tmp_path, monkeypatch):
     def on_a_full_disk(path, mode):
         return open("/dev/full", "wb", buffering=0) if "x" in mode else open(path, mode)

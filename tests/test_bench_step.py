@@ -1,5 +1,6 @@
 """The benchmark of a step: its count of the work, its ways, and a small run of it."""
 
+import dataclasses
 import itertools
 import json
 import subprocess
@@ -125,6 +126,10 @@ def test_a_small_run_measures_every_way_and_is_not_repeated(
 
     monkeypatch.setattr(step, "measure", None)
     assert step.run(step.ways_on_a_cpu(), tiny, cases, TEXT_TOKENS, Arguments()) == cells  # type: ignore[arg-type]
+    others = [*step.ways_on_a_cpu()[:1], dataclasses.replace(step.ways_on_a_cpu()[0], name="another")]
+    with pytest.raises(SystemExit, match="speeds are compared within one run"):
+        step.run(others, tiny, cases, TEXT_TOKENS, Arguments())  # type: ignore[arg-type]
+    assert step.read(file) == cells, "what stands there is not lost"
 
 
 def _cell(case: str, way: str, *seconds: float, **changes: Any) -> Cell:

@@ -223,6 +223,7 @@ def _resident(archive: Path, output: Path, runs: int) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux tells it there")
 def test_memory_does_not_creep_over_ten_trainings(archive: Path, tmp_path: Path) -> None:
     """In a process of its own, after two to warm up. A transformer that stays behind would be 4 MB each time."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
