@@ -246,8 +246,6 @@ def project(
             raise torch.OutOfMemoryError(f"the plan takes no batch of {lesson.case.batch_size}: {plan.reason}")
         if plan.quantised:
             hold_in_float8(transformer)
-        if plan.float8_backward:
-            layer.backward_in_float8(transformer)
         if plan.checkpointing:
             transformer.enable_gradient_checkpointing()
         parameters = adapter.attach(transformer, RANK, seed=0)
@@ -408,7 +406,6 @@ def ways_on_a_gpu(gpu: hardware.Gpu, parameters: int) -> list[Way]:
 
     eager = functools.partial(plan_for, compiled=False)
     small = functools.partial(plan_for, compiled=False, quantised=True, checkpointing=True)
-    backward = functools.partial(plan_for, float8_backward=True)
     return [
         Way(name="ours", what="this project's step that holds to the base", start=project(plan_for, 1.0), prior=True),
         Way(name="no-prior", what="this project, prior_loss_weight 0", start=project(plan_for, 0.0)),
@@ -416,7 +413,6 @@ def ways_on_a_gpu(gpu: hardware.Gpu, parameters: int) -> list[Way]:
         Way(name="static", what="the same, compiled for each size", start=project(plan_for, 0.0, each_size=True)),
         Way(name="eager", what="the same, not compiled", start=project(eager, 0.0)),
         Way(name="float8", what="the same as on 24 GB: float8 weights, checkpointing", start=project(small, 0.0)),
-        Way(name="float8-backward", what="no-prior with its backward pass in float8", start=project(backward, 0.0)),
         Way(name="flash", what="no-prior with FlashAttention", start=with_flash(project(plan_for, 0.0))),
         Way(name="peft", what="diffusers' model, peft's adapter in bf16", start=of_diffusers(False)),
         Way(name="peft-checkpointing", what="the same with checkpointing", start=of_diffusers(True)),
@@ -605,7 +601,6 @@ RATIOS = (
     ("no-prior", "eager", "what compiling gains", None),
     ("static", "eager", "what compiling for each size gains", None),
     ("float8", "no-prior", "what the way for 24 GB costs", None),
-    ("float8-backward", "no-prior", "what a backward pass in float8 gains", None),
     ("no-prior", "flash", "what cuDNN's attention gains", None),
     ("no-prior", "peft", "against diffusers without checkpointing", 1 / 1.5),
     ("no-prior", "peft-checkpointing", "against diffusers with checkpointing", None),

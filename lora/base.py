@@ -150,8 +150,6 @@ class Base:
                         weight, weights[f"{module}.scale"] = layer.quantise(weight)
                     weights[name] = weight
         transformer.load_state_dict(weights, assign=True)
-        if plan.float8_backward:
-            layer.backward_in_float8(transformer)
         return transformer.eval().requires_grad_(False)
 
     def skeleton(self) -> FluxTransformer2DModel:

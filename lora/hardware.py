@@ -51,9 +51,6 @@ class Plan:
     reason: str
     quantised: bool = False
     """Hold the weights of attention and MLP in float8; products are made in `dtype` all the same."""
-    float8_backward: bool = False
-    """Make the products of the backward pass in float8. No plan says so: on an H200 it gained 2 % of a step
-    (bench/NOTES.md), and it stays for the benchmark until what limits a step there is known."""
     compiled: bool = False
     """Compile the transformer's blocks for the training."""
     batch_size: int = 1

@@ -11,21 +11,18 @@ from functorch.compile import nop
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 
-from lora import adapter, attention, fit, graphs, layer, validation
+from lora import adapter, attention, fit, graphs, validation
 from lora.encode import Example, Text
 from tests.test_fit import SETTINGS
 
 
-@pytest.mark.parametrize("float8_backward", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_sizes_share_four_graphs_that_train_as_the_blocks_do_and_nothing_else_is_compiled(
-    float8_backward: bool, tiny_flux: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text]
+    tiny_flux: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text]
 ) -> None:
     """By the compiler's front end, which is what can break a graph; what makes kernels of it needs a GPU to matter."""
     tiny_flux.single_transformer_blocks.append(copy.deepcopy(tiny_flux.single_transformer_blocks[0]))
     tiny_flux.transformer_blocks.append(copy.deepcopy(tiny_flux.transformer_blocks[0]))
     tiny_flux.requires_grad_(False)
-    if float8_backward:
-        layer.backward_in_float8(tiny_flux)
     settings = dataclasses.replace(SETTINGS, steps=3, batch_size=1)
     assert len({len(example.mean) for example in examples}) == 2
 

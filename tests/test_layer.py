@@ -17,7 +17,7 @@ from lora.base import Base
 from lora.encode import Text
 from lora.fit import Settings
 from lora.hardware import Plan
-from lora.layer import AdaptedLinear, Float8Backward, Float8Linear
+from lora.layer import AdaptedLinear, Float8Linear
 from toyflux import world
 
 CPU = torch.device("cpu")
@@ -222,53 +222,8 @@ def test_a_float8_layer_without_a_lora_passes_the_gradient_on_and_keeps_only_wha
     assert set(kept) <= {narrow.weight.data_ptr(), narrow.scale.data_ptr()}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_product_in_float8_is_that_of_the_rounded_numbers_whatever_the_size_of_a_row(dtype: torch.dtype) -> None:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(48, 64, generator=generator) * torch.logspace(-12, 6, 48)[:, None]
-    x[5] = 0.0
-    x = x.to(dtype)
-    weight, scale = layer.quantise(torch.randn(32, 64, generator=generator))
-    product = layer.float8_product(x, weight, scale)
-    assert (product.dtype, product.shape) == (dtype, (48, 32))
-    exact = x.double() @ (weight.double() * scale.double()).T
-    # e4m3 rounds each of 64 terms by a 32nd of itself on average at the most; what is left of a sum is near that.
-    off = (product.double() - exact).norm(dim=1) / exact.norm(dim=1).clamp_min(1e-300)
-    assert off.max() < 1 / 16
-    assert off[off > 0].mean() < 1 / 24
-    assert (product[5] == 0).all()
-
-
-def _backward_in_float8(model: FluxTransformer2DModel) -> FluxTransformer2DModel:
-    model = copy.deepcopy(model).requires_grad_(False)
-    layer.backward_in_float8(model)
-    return model
-
-
-def test_with_its_backward_pass_in_float8_a_model_says_the_same_and_its_gradients_nearly_agree(
-    tiny_flux: FluxTransformer2DModel, texts: dict[str, Text]
-) -> None:
-    exact = copy.deepcopy(tiny_flux).bfloat16().float()
-    narrow = _backward_in_float8(exact)
-    found = {name for name, module in narrow.named_modules() if isinstance(module, Float8Backward)}
-    assert found == set(adapter.target_modules(tiny_flux))
-
-    def predict(model: FluxTransformer2DModel) -> Tensor:
-        text = encode.stack(texts, ["a TOK"], CPU)
-        with torch.no_grad():
-            return flow.velocity(model, torch.ones(1, 4, 16), torch.tensor([0.5]), 1.0, text, (4, 4))
-
-    assert torch.equal(predict(narrow), predict(exact))
-    errors = _errors(
-        _gradients_on(narrow, _by_us, texts, torch.float32), _gradients_on(exact, _by_us, texts, torch.float32)
-    )
-    assert 0 < errors.max() < 0.1
-
-
-def test_the_toy_base_learns_as_with_pefts_own_layer_and_as_fast_with_its_backward_pass_in_float8(
-    toy: Base, cpu: Plan
-) -> None:
-    """The losses of the same noise, step by step. For float8 a percent is the gate."""
+def test_the_toy_base_learns_as_with_pefts_own_layer(toy: Base, cpu: Plan) -> None:
+    """The losses of the same noise, step by step."""
     look = dataclasses.replace(world.SUBJECTS[0], name="TOK")
     pictures = [(str(i), said, picture) for i, (picture, said) in enumerate(world.subject_set(look, 8, 1))]
     examples = encode.encode_pictures(toy, cpu, pictures)
@@ -278,17 +233,14 @@ def test_the_toy_base_learns_as_with_pefts_own_layer_and_as_fast_with_its_backwa
         steps=100, batch_size=1, learning_rate=rate, caption_dropout_rate=0.0, prior_loss_weight=0.0, seed=1
     )
 
-    def losses(plan: Plan, attach: Callable[[FluxTransformer2DModel], object]) -> Tensor:
-        with toy.transformer(plan) as transformer, torch.random.fork_rng():
+    def losses(attach: Callable[[FluxTransformer2DModel], object]) -> Tensor:
+        with toy.transformer(cpu) as transformer, torch.random.fork_rng():
             torch.manual_seed(3)
             attach(transformer)
             parameters = [p for p in transformer.parameters() if p.requires_grad]
             reports = fit.fit(transformer, parameters, examples, [], texts, settings)
             return torch.stack([report.loss for report in reports]).unflatten(0, (4, 25)).mean(dim=1)
 
-    ours, theirs = losses(cpu, _by_us), losses(cpu, _by_peft)
-    narrow = losses(dataclasses.replace(cpu, float8_backward=True), _by_us)
+    ours, theirs = losses(_by_us), losses(_by_peft)
     assert ours[-1] < 0.95 * ours[0]
     assert ((theirs - ours) / ours).abs().max() < 1e-3
-    assert not torch.equal(narrow, ours)
-    assert ((narrow - ours) / ours).abs().max() < 0.01
