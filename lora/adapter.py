@@ -154,7 +154,7 @@ def save(transformer: FluxTransformer2DModel, path: Path, metadata: Mapping[str,
     Raises ValueError where a weight is not finite: such a LoRA draws black pictures, and is not worth returning.
     """
     pairs = pairs_of(transformer)
-    broken = [layer for layer, (a, b) in pairs.items() if not (a.isfinite().all() and b.isfinite().all())]
+    broken = weights.not_finite(pairs)
     if broken:
         raise ValueError(
             f"the training broke down: {len(broken)} of the LoRA's {len(pairs)} layers hold weights that are not finite"

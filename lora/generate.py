@@ -99,7 +99,7 @@ def _fitting(transformer: FluxTransformer2DModel, lora: Lora, log: Callable[[str
             f"warning: {lora.name}: {len(read.strange)} of its keys are of no layer of FLUX's transformer and are left"
             f" out: {names.some(read.strange)}"
         )
-    broken = [layer for layer, (a, b) in pairs.items() if not (a.isfinite().all() and b.isfinite().all())]
+    broken = weights.not_finite(pairs)
     if broken:
         raise ValueError(
             f"{lora.name}: {len(broken)} of its {len(pairs)} layers hold weights that are not finite, such as {broken[0]}:"

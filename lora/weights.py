@@ -164,7 +164,7 @@ def misfits(weights: Weights, shapes: Mapping[str, tuple[int, int]]) -> list[str
             f"{len(wrong)} of its {len(pairs)} layers are of another size than the base's: {wrong[0]} is for"
             f" {seen[1]} inputs and {seen[0]} outputs, the base has {wanted[1]} and {wanted[0]}"
         )
-    broken = [layer for layer, (a, b) in pairs.items() if not (a.isfinite().all() and b.isfinite().all())]
+    broken = not_finite(pairs)
     if broken:
         faults.append(f"{len(broken)} of its {len(pairs)} layers hold weights that are not finite, such as {broken[0]}")
     return faults
@@ -173,6 +173,11 @@ def misfits(weights: Weights, shapes: Mapping[str, tuple[int, int]]) -> list[str
 def _strangers(weights: Weights) -> list[str]:
     found = weights.strange
     return [f"{len(found)} keys are of no layer of FLUX's transformer: {names.some(found)}"] if found else []
+
+
+def not_finite(pairs: Mapping[str, Pair]) -> list[str]:
+    """The layers with a NaN or an infinity: every picture drawn with one is black."""
+    return [layer for layer, (a, b) in pairs.items() if not (a.isfinite().all() and b.isfinite().all())]
 
 
 def halved(pairs: Mapping[str, Pair]) -> dict[str, Pair]:
@@ -188,7 +193,7 @@ def faults(weights: Weights) -> list[str]:
     """What makes a LoRA draw nothing, noise, or something else in each loader; a line each, empty where it is sound."""
     pairs = weights.pairs
     found = _strangers(weights)
-    broken = [layer for layer, (a, b) in pairs.items() if not (a.isfinite().all() and b.isfinite().all())]
+    broken = not_finite(pairs)
     if broken:
         found.append(f"NaN or infinity in {_count(broken, pairs)}")
     zero = [layer for layer, pair in pairs.items() if layer not in broken and change(pair) == 0]
