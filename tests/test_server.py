@@ -206,7 +206,7 @@ def test_a_failure_in_any_stage_says_which_file_is_gone_and_leaves_nothing(
     """Files of the models that are lost while a training runs. The unpacking fails above; the packing, below."""
     run = f"failed-while-{stage.replace(' ', '-')}"
     begin(trainer, inbox, run, input_images=as_uri(zipped(100)), **{**QUICK, "training_steps": 40, **inputs})
-    trainer.wait_for_line(run, "== unpacking")
+    trainer.wait_for_line(run, "base:")  # found whole
     with without(lost, models):
         end = inbox.wait_for_end()
     assert end["status"] == "failed"

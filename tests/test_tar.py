@@ -127,7 +127,7 @@ def test_a_lora_that_does_not_fit_is_refused_with_how_it_differs(trained: Traine
         _train(tmp_path, lines.append, resume_from=str(trained.tar), lora_rank=8, layers_to_optimize_regex=None)
     assert "its rank is 4, and lora_rank is 8: set lora_rank to 4" in str(caught.value)
     assert "it lacks 24 of the 39 layers" in str(caught.value)
-    assert "== unpacking" not in lines
+    assert "== captioning" not in lines
 
 
 def test_what_is_no_lora_is_refused_by_the_inputs_name(tmp_path: Path) -> None:
