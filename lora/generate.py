@@ -102,8 +102,8 @@ def _fitting(transformer: FluxTransformer2DModel, lora: Lora, log: Callable[[str
     broken = weights.not_finite(pairs)
     if broken:
         raise ValueError(
-            f"{lora.name}: {len(broken)} of its {len(pairs)} layers hold weights that are not finite, such as {broken[0]}:"
-            " its training broke down, and every picture would be black"
+            f"{lora.name}: {len(broken)} of its {len(pairs)} layers hold weights that are not finite, such as"
+            f" {broken[0]}: its training broke down, and every picture would be black"
         )
     sizes = adapter.shapes(transformer)
     fitting = {layer: (a, b) for layer, (a, b) in pairs.items() if sizes.get(layer) == (b.shape[0], a.shape[1])}
