@@ -46,6 +46,7 @@ Read = Callable[[Path, int], Image.Image]
 Fetch = Callable[[str], str]
 """Downloads a model by its Hub id, where it is not in the local cache already; its folder."""
 FILES = ("*.json", "*.txt", "*.jinja", "*.safetensors")
+"""Of a model on the Hub: settings, vocabularies, chat template, weights."""
 
 
 class PictureProcessor(transformers.ProcessorMixin):
@@ -114,6 +115,11 @@ class Captioner:
             torch.cuda.empty_cache()
 
 
+def download(model: str) -> str:
+    """A model of the Hub with what `load` needs of it; its folder in the local cache."""
+    return snapshot_download(model, allow_patterns=list(FILES))
+
+
 def caption_all(
     pictures: Mapping[str, Path],
     given: Mapping[str, str],
@@ -125,12 +131,12 @@ def caption_all(
     dtype: torch.dtype,
     read: Read,
     log: Log,
-    fetch: Fetch | None = None,
+    fetch: Fetch = download,
 ) -> tuple[dict[str, Caption], str | None]:
     """A caption for every picture, in their order, and the class noun where the model was asked for one.
 
     `given` holds the users' own captions by the same names; they win. `model` is a folder or Hub id, None means MODEL.
-    `read` decodes one file to an upright RGB picture, in threads; `fetch` is `download` where it is None. ValueError
+    `read` decodes one file to an upright RGB picture, in threads; `fetch` brings a model of the Hub. ValueError
     where the rules cannot be kept, RuntimeError where the model is needed and cannot be loaded.
     """
     text.check(rules)
@@ -142,7 +148,7 @@ def caption_all(
     log(f"captions: {reason}")
     if asking:
         start = time.perf_counter()
-        with load(model, device, dtype, fetch or download) as captioner:
+        with load(model, device, dtype, fetch) as captioner:
             log(f"captions: loaded in {time.perf_counter() - start:.1f} s")
             batch_size = CPU_BATCH_SIZE if device == "cpu" else BATCH_SIZE
             written, noun = caption_pictures(captioner, missing, rules, read=read, batch_size=batch_size, log=log)
@@ -265,11 +271,6 @@ def _answers(
             yield from zip(batch, answers, strict=True)
             done += len(batch)
             log(f"{done} of {len(names)}, {done / (time.perf_counter() - start):.2f} pictures/s")
-
-
-def download(model: str) -> str:
-    """A model of the Hub with what `load` needs of it; its folder in the local cache."""
-    return snapshot_download(model, allow_patterns=list(FILES))
 
 
 @contextmanager

@@ -27,8 +27,6 @@ STEPS_TO_COMPILE_FOR = 1500
 pixels were gained (bench/NOTES.md)."""
 CAPABILITY_TO_COMPILE_FLOAT8 = (8, 9)
 """Triton has no e4m3 on older GPUs; torch's own kernels convert it anywhere."""
-
-
 NVIDIA = ("/dev/nvidiactl", "/usr/lib/wsl/lib/nvidia-smi")
 """One of them is there where a machine has an NVIDIA GPU and its driver; the second in Windows' Linux."""
 
@@ -69,7 +67,7 @@ def idle_gpu() -> str | None:
     """What to do about an NVIDIA GPU of this machine that torch cannot use; None where there is none such, or where
     CUDA_VISIBLE_DEVICES hides it."""
     there = any(os.path.exists(sign) for sign in NVIDIA)
-    if torch.cuda.is_available() or not there or "CUDA_VISIBLE_DEVICES" in os.environ:
+    if torch.cuda.is_available() or not there or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return None
     if torch.version.cuda is None:
         return f"there is an NVIDIA GPU here, but torch {torch.__version__} is built for the CPU; install a CUDA build"

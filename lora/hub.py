@@ -57,7 +57,7 @@ def check_access(repo_id: str, token: str, private: bool) -> None:
         if fault is None:
             fault = _fault_of_repository(api, repo_id, private)
     except HTTPError as error:
-        if _status(error) in (401, 403):
+        if wait.refused(error):
             fault = "hf_token: the Hugging Face Hub refuses this token; give one from https://huggingface.co/settings/tokens"
         else:
             why = _reason(error, token)

@@ -96,8 +96,6 @@ def run(
                 " wherever a prompt has it; a word that means nothing, such as TOK, keeps the two apart"
             )
         resolutions = parse_resolution(request.resolution) if request.resolution else flux.resolutions
-        for warning in survey.report(looks, resolutions) if looks else []:
-            log(f"{WARNING}{warning}")
         plan = hardware.plan(
             gpu,
             flux.parameters,
@@ -124,6 +122,8 @@ def run(
                 start = earlier.pairs
             if request.training_steps == 0:
                 return _pack_again(earlier, request, secrets, decided, work, output, log, metric)
+        for warning in survey.report(looks, resolutions):
+            log(f"{WARNING}{warning}")
         tracked = lent.enter_context(_tracking(request, secrets, decided, work, log))
         lent.enter_context(flux.read_ahead())
         with stage("captioning"):

@@ -67,7 +67,9 @@ def learn(material: Material, flux: Base, plan: Plan, settings: Settings, save: 
                     " resolution, batch_size or lora_rank, send fewer pictures, or take a GPU with more memory"
                 ) from error
         finally:
-            base.free(anywhere=True)  # compiled blocks hold themselves until Python looks for such circles
+            # Behind the except, whose traceback holds the failed attempt's tensors. Compiled blocks hold themselves
+            # until Python looks for such circles.
+            base.free(anywhere=True)
         plan, settings = safer, dataclasses.replace(settings, batch_size=safer.batch_size)
         told.log(f"{WARNING}the GPU's memory ran out; once more from the start of the training: {plan.reason}")
     raise AssertionError("the last attempt returns or raises")

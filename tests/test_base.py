@@ -174,7 +174,7 @@ def test_a_gpu_that_torch_cannot_use_is_no_reason_to_train_the_toy_unasked(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")  # as a cluster sets it
     (tmp_path / "nvidiactl").touch()
     monkeypatch.setattr(hardware, "NVIDIA", (str(tmp_path / "nvidiactl"),))
     for cuda, told in ((None, "is built for the CPU"), ("13.0", r"too old for CUDA 13\.0")):
@@ -182,8 +182,9 @@ def test_a_gpu_that_torch_cannot_use_is_no_reason_to_train_the_toy_unasked(
         with pytest.raises(ValueError, match=rf"^FLUX_BASE: there is an NVIDIA GPU here.*{told}.*toyflux/base"):
             base.find(None, None)
     assert base.find(str(base.TOY), None).name == "base"
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert base.find(None, None).name == "toyflux"
+    for hidden in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert base.find(None, None).name == "toyflux"
 
 
 def test_what_is_lent_is_given_back(toy: Base, cpu: Plan) -> None:

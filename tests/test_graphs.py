@@ -9,6 +9,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from functorch.compile import nop
 from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 from torch._dynamo.utils import counters
 
 from lora import adapter, attention, fit, graphs, validation
@@ -39,9 +40,17 @@ def test_sizes_share_four_graphs_that_train_as_the_blocks_do_and_nothing_else_is
         assert counters["stats"]["unique_graphs"] == 4
         assert not counters["graph_break"]
         validation.loss(tiny_flux, examples[:1], texts, seed=0)
+        assert _kept(tiny_flux)
     assert counters["stats"]["unique_graphs"] == 4
+    assert not _kept(tiny_flux), "the next training's graphs would come on top of these"
     for ours, wanted in zip(compiled, plain, strict=True):
         torch.testing.assert_close(ours, wanted, rtol=1e-3, atol=1e-5)
+
+
+def _kept(transformer: FluxTransformer2DModel) -> list[object]:
+    """The graphs that torch has of the single blocks, in this process, whatever the model."""
+    code = type(transformer.single_transformer_blocks[0]).forward.__code__
+    return list(_debug_get_cache_entry_list(code))
 
 
 @pytest.mark.slow
