@@ -175,11 +175,27 @@ def find(name: str | None, gpu: Gpu | None, token: str | None = None) -> Base:
         if gpu is None:
             _check_size_for_a_cpu(base.name, base.parameters)
         return base
+    if gpu is None:
+        _check_size_for_a_cpu(name, sum(p.numel() for p in architecture(name, gpu, token)[1].parameters()))
+    folder = _from_the_hub(name, lambda: snapshot_download(name, allow_patterns=list(FILES), token=token))
+    return _open(name, folder, "from the Hugging Face Hub")
+
+
+def architecture(name: str | None, gpu: Gpu | None, token: str | None = None) -> tuple[str, FluxTransformer2DModel]:
+    """What `find` would call the base, and its transformer without weights: of a base on the Hub one small file is
+    fetched, not tens of gigabytes. Raises ValueError as `find` does."""
+    if Path(name).is_dir() if name else gpu is None:
+        found = find(name, gpu)
+        return found.name, found.skeleton()
+    name = name or FLUX_DEV
+    config = _from_the_hub(name, lambda: hf_hub_download(name, "transformer/config.json", token=token))
+    return name, _skeleton(config)
+
+
+def _from_the_hub(name: str, fetch: Callable[[], str]) -> Path:
+    """What `fetch` brings of the base `name`; raises ValueError that says what to do where the Hub gives nothing."""
     try:
-        if gpu is None:
-            config = wait.interruptibly(lambda: hf_hub_download(name, "transformer/config.json", token=token))
-            _check_size_for_a_cpu(name, sum(p.numel() for p in _skeleton(Path(config)).parameters()))
-        folder = wait.interruptibly(lambda: snapshot_download(name, allow_patterns=list(FILES), token=token))
+        return Path(wait.interruptibly(fetch))
     except HFValidationError as error:
         raise ValueError(
             f"FLUX_BASE: {name!r} is neither a folder nor an id of the Hugging Face Hub; give a folder in diffusers'"
@@ -205,7 +221,6 @@ def find(name: str | None, gpu: Gpu | None, token: str | None = None) -> Base:
         raise ValueError(
             f"FLUX_BASE: {name} could not be downloaded ({told}); try again, or set FLUX_BASE to a folder that holds it"
         ) from error
-    return _open(name, Path(folder), "from the Hugging Face Hub")
 
 
 def _check_size_for_a_cpu(name: str, parameters: int) -> None:

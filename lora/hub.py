@@ -119,8 +119,9 @@ def card(
 ) -> str:
     """The README.md of the repository.
 
-    `decided` holds the base's name, learning rate, resolutions, seed and the step whose weights these are; `pictures`
-    counts those trained on; `previews` maps the name of an uploaded picture to its prompt.
+    `decided` holds the base's name and, where there was a training, its learning rate, resolutions, seed and the step
+    whose weights these are; `pictures` counts those trained on; `previews` maps the name of an uploaded picture to its
+    prompt.
     """
     word, base = request.trigger_word, str(decided["base"])
     licence, licence_text = _LICENCES.get(base, _LICENCES[FLUX_DEV])
@@ -130,22 +131,7 @@ def card(
         whose = f"A LoRA for the base in the folder {_code(base)}: it fits {base_id} where the folder held that."
     widget = "".join(f"- text: {_quoted(prompt)}\n  output:\n    url: {name}\n" for name, prompt in previews.items())
     prompt = next((prompt for prompt in previews.values() if word in prompt), word)
-    rows = {
-        "Pictures": pictures,
-        "Kind": request.lora_type,
-        "Steps": decided.get("weights_of_step", request.training_steps),
-        "Learning rate": f"{decided['learning_rate']:.3g}",
-        "Rank": request.lora_rank,
-        "Resolution": ", ".join(map(str, decided["resolutions"])),
-        "Batch size": request.batch_size,
-        "Caption dropout": request.caption_dropout_rate,
-        "Prior loss weight": request.prior_loss_weight,
-        "Layers": request.layers_to_optimize_regex or "attention and MLP of every block",
-        "Seed": decided["seed"],
-        "Base": base,
-    }
-    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
-    training = f"## Training\n\n| Setting | Value |\n| --- | --- |\n{table}\n\n" if request.training_steps else ""
+    training = _settings_table(request, decided, pictures) if request.training_steps else ""
     return f"""\
 ---
 {licence}base_model: {base_id}
@@ -189,6 +175,25 @@ On [Replicate](https://replicate.com/black-forest-labs/flux-dev-lora): set `lora
 
 {licence_text}
 """
+
+
+def _settings_table(request: TrainRequest, decided: Mapping[str, Any], pictures: int) -> str:
+    rows = {
+        "Pictures": pictures,
+        "Kind": request.lora_type,
+        "Steps": decided["weights_of_step"],
+        "Learning rate": f"{decided['learning_rate']:.3g}",
+        "Rank": request.lora_rank,
+        "Resolution": ", ".join(map(str, decided["resolutions"])),
+        "Batch size": request.batch_size,
+        "Caption dropout": request.caption_dropout_rate,
+        "Prior loss weight": request.prior_loss_weight,
+        "Layers": request.layers_to_optimize_regex or "attention and MLP of every block",
+        "Seed": decided["seed"],
+        "Base": decided["base"],
+    }
+    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
+    return f"## Training\n\n| Setting | Value |\n| --- | --- |\n{table}\n\n"
 
 
 def _quoted(text: str) -> str:

@@ -46,7 +46,6 @@ from lora.report import Lesson
 from lora.request import NO_SECRETS, Secrets, TrainRequest, parse_prompts, parse_resolution
 from lora.survey import Look
 from lora.watch import WARNING, Audience, Log, Metric, Remembering, Stages
-from lora.weights import Weights
 
 WEIGHTS_MEMBER = "output/flux_train_replicate/lora.safetensors"
 """Where every reader of such a tar looks, and the only safetensors that it may hold."""
@@ -79,10 +78,10 @@ def run(
         hub.check_access(request.hf_repo_id, secrets.hf_token or "", request.hf_private)
     gpu, stage = hardware.read_gpu(), Stages(log)
     with disk.work_folder("flux-lora-") as work, contextlib.ExitStack() as lent:
-        found, looks = list[Photo](), list[Look]()
-        if request.training_steps:
-            with stage("unpacking"):
-                found, looks = _unpack(request.input_images, work / "pictures", log)
+        if request.training_steps == 0:
+            return _pack_again(request, secrets, flux_base, gpu, work, output, stage, log, metric)
+        with stage("unpacking"):
+            found, looks = _unpack(request.input_images, work / "pictures", log)
         data = record.data_hash(found)
         flux = _base(flux_base, gpu, secrets, stage, log)
         log(f"base: {flux.name} ({flux.reason})")
@@ -120,8 +119,6 @@ def run(
                 earlier, decided["resume_from_sha256"] = resume.fetch(request, secrets.hf_token, work / "earlier")
                 resume.check(earlier, request, modules, skeleton, log)
                 start = earlier.pairs
-            if request.training_steps == 0:
-                return _pack_again(earlier, request, secrets, decided, work, output, log, metric)
         for warning in survey.report(looks, resolutions):
             log(f"{WARNING}{warning}")
         tracked = lent.enter_context(_tracking(request, secrets, decided, work, log))
@@ -219,16 +216,23 @@ def _modules(request: TrainRequest, skeleton: FluxTransformer2DModel, log: Log) 
 
 
 def _pack_again(
-    earlier: Weights,
     request: TrainRequest,
     secrets: Secrets,
-    decided: Mapping[str, Any],
+    flux_base: str | None,
+    gpu: Gpu | None,
     work: Path,
     output: Path,
+    stage: Stages,
     log: Log,
     metric: Metric,
 ) -> Path:
     """The tar of an earlier LoRA as it is, under diffusers' names and with what its header already said."""
+    name, skeleton = base.architecture(flux_base, gpu, secrets.hf_token)
+    log(f"base: {name}; a LoRA is packed by the names and sizes of its layers alone")
+    with stage("fetching the earlier LoRA"):
+        earlier, file_hash = resume.fetch(request, secrets.hf_token, work / "earlier")
+        resume.check(earlier, request, adapter.target_modules(skeleton), skeleton, log)
+    decided = {"base": name, "resume_from_sha256": file_hash}
     members = {WEIGHTS_MEMBER: work / "lora.safetensors", "request.json": work / "request.json"}
     weights.write(members[WEIGHTS_MEMBER], weights.halved(earlier.pairs), earlier.metadata)
     for fault in weights.faults(weights.read(members[WEIGHTS_MEMBER])):

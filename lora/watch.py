@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ Log = Callable[[str], None]
 Metric = Callable[[str, float], None]
 
 SECONDS_BETWEEN_LINES = 3.0
+RATE_OVER = 20
+"""Lines, a minute of them: long enough for all sizes of pictures, short enough for a GPU that has just warmed up."""
 WARNING = "warning: "
 """How a line of the log begins that the report repeats."""
 
@@ -66,17 +69,16 @@ class Audience:
 def follow(reports: Iterator[StepReport], steps: int, watch: Callable[[int], bool], told: Audience) -> list[float]:
     """Runs the loop, with a line every few seconds; the loss of every step. `watch(step)` says when to stop.
 
-    The first step is no measure of the others, because what is compiled is compiled in it: the rate leaves it out.
+    The rate is of the last RATE_OVER lines, and leaves out the first step, in which what is compiled is compiled.
     Raises ValueError where the loss is no longer a number.
     """
     losses = []
-    shown, smooth, first = 0.0, float("nan"), 0.0
+    lines = deque[StepReport](maxlen=RATE_OVER)
+    smooth = float("nan")
     for at in reports:
-        if at.step == 1:
-            first = at.seconds
         losses.append(at.loss)
-        if at.seconds - shown >= SECONDS_BETWEEN_LINES or at.step in (1, steps):
-            shown, loss = at.seconds, at.loss.item()
+        if not lines or at.seconds - lines[-1].seconds >= SECONDS_BETWEEN_LINES or at.step == steps:
+            loss = at.loss.item()
             if not torch.isfinite(at.loss):
                 step, bad = next((i, float(loss)) for i, loss in enumerate(losses, 1) if not torch.isfinite(loss))
                 raise ValueError(f"the loss at step {step} is {bad}: the training broke down; lower learning_rate")
@@ -84,8 +86,9 @@ def follow(reports: Iterator[StepReport], steps: int, watch: Callable[[int], boo
             measured = {"progress": at.step / steps, "loss": smooth}
             values = {"loss": loss, "prior_loss": at.prior_loss.item(), "learning_rate": at.learning_rate}
             pace = f"{at.seconds:.1f} s for the first"
-            if at.step > 1:
-                values["seconds_per_step"] = rate = (at.seconds - first) / (at.step - 1)
+            if lines:
+                since = lines[0]
+                values["seconds_per_step"] = rate = (at.seconds - since.seconds) / (at.step - since.step)
                 measured["seconds_left"] = left = rate * (steps - at.step)
                 pace = f"{rate:.3f} s/it, {int(left) // 60}:{int(left) % 60:02d} left"
             told.log(
@@ -95,6 +98,7 @@ def follow(reports: Iterator[StepReport], steps: int, watch: Callable[[int], boo
             for name, value in measured.items():
                 told.metric(name, value)
             told.tracked.numbers(at.step, values)
+            lines.append(at)
         if watch(at.step):
             break
     return torch.stack(losses).tolist()

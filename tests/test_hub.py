@@ -19,7 +19,13 @@ from tests import hub_server
 from tests.hub_server import DROP, FINE_TOKEN, READ_TOKEN, WRITE_TOKEN, Hub
 from tests.test_request import a_request
 
-DECIDED = {"base": hub.FLUX_DEV, "learning_rate": 4e-4, "resolutions": (512, 1024), "seed": 7}
+DECIDED = {
+    "base": hub.FLUX_DEV,
+    "learning_rate": 4e-4,
+    "resolutions": (512, 1024),
+    "seed": 7,
+    "weights_of_step": 700,
+}
 FILES: dict[str, Path | bytes] = {"lora.safetensors": b"weights" * 1000, "README.md": b"---\nlicense: other\n---\n"}
 
 
@@ -82,7 +88,7 @@ def test_the_card_tells_how_to_use_it_and_how_it_was_trained(tmp_path: Path) -> 
 def test_the_card_of_schnell_has_its_licence_and_that_of_a_packed_lora_no_training(tmp_path: Path) -> None:
     front = _front(_card(tmp_path, decided={**DECIDED, "base": hub.FLUX_SCHNELL}))
     assert (front["license"], front["base_model"]) == ("apache-2.0", hub.FLUX_SCHNELL)
-    assert "| Steps |" not in _card(tmp_path, training_steps=0)
+    assert "| Steps |" not in _card(tmp_path, decided={"base": hub.FLUX_DEV}, training_steps=0)
 
 
 def test_the_card_does_not_say_that_a_folder_is_flux_dev(tmp_path: Path) -> None:
@@ -273,14 +279,16 @@ def packing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainRequest:
     )
 
 
-def _run(request: TrainRequest, tmp_path: Path, token: str = WRITE_TOKEN) -> tuple[Path, list[str], dict[str, float]]:
+def _run(
+    request: TrainRequest, tmp_path: Path, token: str = WRITE_TOKEN, flux_base: str | None = None
+) -> tuple[Path, list[str], dict[str, float]]:
     lines: list[str] = []
     metrics: dict[str, float] = {}
     tar = job.run(
         request,
         secrets=Secrets(hf_token=token),
         output=tmp_path / "out",
-        flux_base=None,
+        flux_base=flux_base,
         captioner=None,
         log=lines.append,
         metric=metrics.__setitem__,
@@ -308,6 +316,28 @@ def test_a_job_uploads_the_tars_own_weights_and_a_later_one_goes_on_from_the_rep
     again = a_request(packing.input_images, training_steps=0, resume_from="me/lora")
     second, _, _ = _run(again, tmp_path / "second")
     assert _read(second, job.WEIGHTS_MEMBER) == server.files["me/lora"]["lora.safetensors"]
+
+
+def test_nothing_of_a_base_is_fetched_for_packing_but_its_layers_sizes(
+    packing: TrainRequest, server: Hub, tmp_path: Path
+) -> None:
+    """FLUX.1-dev's files are 33 GB; and no GPU is needed to pack."""
+    server.private["club/base"] = False
+    config = (base.TOY / "transformer" / "config.json").read_bytes()
+    server.files["club/base"] = {"transformer/config.json": config}
+    tar, lines, _ = _run(packing, tmp_path, flux_base="club/base")
+    assert weights.read(_extracted(tar, tmp_path)).ranks == [4]
+    decided = json.loads(_read(tar, "request.json"))["decided"]
+    assert decided.keys() == {"base", "resume_from_sha256"}
+    assert decided["base"] == "club/base"
+    assert "base: club/base; a LoRA is packed by the names and sizes of its layers alone" in lines
+    wide = json.loads(config) | {"num_attention_heads": 8}
+    server.files["club/wide"], server.private["club/wide"] = (
+        {"transformer/config.json": json.dumps(wide).encode()},
+        False,
+    )
+    with pytest.raises(ValueError, match="resume_from: this LoRA does not fit"):
+        _run(packing, tmp_path, flux_base="club/wide")
 
 
 def test_a_failed_upload_costs_nobody_the_weights_and_is_told_last(
