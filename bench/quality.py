@@ -23,6 +23,7 @@ looks as it could.
 import argparse
 import contextlib
 import functools
+import hashlib
 import itertools
 import json
 import multiprocessing
@@ -43,7 +44,7 @@ import transformers
 from diffusers import FluxPipeline
 from PIL import Image
 
-from lora import adapter, base, fit, generate, job, prior, source, weights
+from lora import adapter, base, fit, generate, job, prior, record, source, weights
 from lora.base import Base
 from lora.generate import Lora
 from lora.request import TrainRequest
@@ -154,10 +155,19 @@ class Cell:
     draws: int
     """For each score."""
     drawing_steps: int
+    base: str
+    """`fingerprint()` of the base: results of one are not those of another."""
 
     @property
     def kind(self) -> str:
         return "style" if isinstance(LOOKS[self.look], Style) else "subject"
+
+
+def fingerprint() -> str:
+    """Eight digits of the SHA-256 over the weights of the base in FLUX_BASE, or else of the toy base."""
+    folder = base.find(os.environ.get("FLUX_BASE"), None).folder
+    hashes = [record.file_hash(file) for file in sorted(folder.rglob("*.safetensors"))]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()[:8]
 
 
 # ---------------------------------------------------------------- training
@@ -353,7 +363,7 @@ def cells(arguments: argparse.Namespace) -> list[Cell]:
     styles = [look.name for look in world.UNSEEN_STYLES[: arguments.styles]]
     pairs = itertools.zip_longest(subjects[::2], subjects[1::2], styles)  # two subjects, then a style
     looks = [look for some in pairs for look in some if look is not None]
-    some = {name: getattr(arguments, name) for name in ("pictures", "draws", "drawing_steps")}
+    some = {name: getattr(arguments, name) for name in ("pictures", "draws", "drawing_steps")} | {"base": fingerprint()}
     wanted: dict[Cell, None] = {}
     for seed, steps, look, recipe in itertools.product(arguments.seeds, arguments.steps, looks, arguments.recipes):
         cell = Cell(look=look, recipe=recipe, steps=steps, seed=seed, **some)
@@ -501,7 +511,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(argv)
     asked = {tuple(asdict(cell).values()): cell for cell in cells(arguments)}
-    before = {tuple(line[key] for key in Cell.__dataclass_fields__): line for line in done_before(arguments.results)}
+    before = {
+        tuple(line.get(key) for key in Cell.__dataclass_fields__): line for line in done_before(arguments.results)
+    }
     lines = [line for key, line in before.items() if key in asked]  # what else is in the file is not comparable
     wanted = [cell for key, cell in asked.items() if key not in before]
     print(f"{len(wanted)} trainings to do, {len(lines)} of {len(asked)} in {arguments.results}", flush=True)

@@ -49,7 +49,7 @@ def lesson(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     before = draw(pipeline, own, 2000)
     folder = tmp_path_factory.mktemp(request.param)
     cell = quality.Cell(
-        look=look.name, recipe="defaults", steps=1000, seed=1, pictures=20, draws=DRAWS, drawing_steps=28
+        look=look.name, recipe="defaults", steps=1000, seed=1, pictures=20, draws=DRAWS, drawing_steps=28, base="toy"
     )
     archive = ROOT / "examples" / f"{request.param}.zip"
     wanted = quality.request_for(cell, archive, pipeline.transformer.inner_dim)

@@ -19,7 +19,7 @@ from toyflux.world import Creature
 
 def _cell(**changes: Any) -> Cell:
     values = {"look": "TOK", "recipe": "defaults", "steps": 100, "seed": 1, "pictures": 6}
-    values |= {"draws": 4, "drawing_steps": 28}
+    values |= {"draws": 4, "drawing_steps": 28, "base": "toy"}
     return Cell(**{**values, **changes})
 
 
@@ -140,13 +140,18 @@ def test_a_run_goes_on_where_it_was_stopped(
         (look, recipe) for look in ("TOK", "CHALQ") for recipe in ("base", "ostris")
     }
     whole = [{**_line(0.5, recipe=cell.recipe), **vars(cell), "seconds": 1.0} for cell in wanted]
-    other = {**whole[-1], "pictures": 20, "scores": {**whole[-1]["scores"], "fidelity": 0.99}}
-    results.write_text("".join(json.dumps(line) + "\n" for line in (*whole, other)) + '{"look": "TO')
+    better = {**whole[-1], "scores": {**whole[-1]["scores"], "fidelity": 0.99}}
+    others = [
+        {**better, "pictures": 20},
+        {**better, "base": "another"},
+        {k: v for k, v in better.items() if k != "base"},
+    ]
+    results.write_text("".join(json.dumps(line) + "\n" for line in (*whole, *others)) + '{"look": "TO')
     quality.main(options)
     told = capsys.readouterr().out
     assert "0 trainings to do, 4 of 4 in" in told
     assert "| ostris | 5 | 0.50 |" in told
-    assert "0.99" not in told, "a training on other terms is not averaged in"
+    assert "0.99" not in told, "a training on other terms, or on another base, is not averaged in"
 
 
 def test_an_unknown_recipe_is_named(capsys: pytest.CaptureFixture[str]) -> None:
