@@ -245,10 +245,11 @@ def scenes_with(look: Creature | Style, count: int, seed: int) -> list[Scene]:
     rng = random.Random(f"scenes {seed}")
     scenes = []
     for i in range(count):
+        thing = world.sample_thing(rng, plain=True)
         if isinstance(look, Style):
-            scenes.append(world.sample_scene(rng, [world.sample_thing(rng, plain=True)], look))
+            scenes.append(world.sample_scene(rng, [thing], look))
         else:
-            scenes.append(world.in_company(rng, look) if i % 3 == 2 else world.sample_scene(rng, [look]))
+            scenes.append(world.sample_scene(rng, [look, thing] if i % 3 == 2 else [look]))
     return scenes
 
 
