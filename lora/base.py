@@ -171,7 +171,7 @@ def find(name: str | None, gpu: Gpu | None, token: str | None = None) -> Base:
         return _open("toyflux", TOY, reason)
     name = name or FLUX_DEV
     if Path(name).is_dir():
-        base = _open(Path(name).resolve().name, Path(name), "the folder in FLUX_BASE")
+        base = _open_folder(name)
         if gpu is None:
             _check_size_for_a_cpu(base.name, base.parameters)
         return base
@@ -183,13 +183,19 @@ def find(name: str | None, gpu: Gpu | None, token: str | None = None) -> Base:
 
 def architecture(name: str | None, gpu: Gpu | None, token: str | None = None) -> tuple[str, FluxTransformer2DModel]:
     """What `find` would call the base, and its transformer without weights: of a base on the Hub one small file is
-    fetched, not tens of gigabytes. Raises ValueError as `find` does."""
-    if Path(name).is_dir() if name else gpu is None:
-        found = find(name, gpu)
+    fetched, not tens of gigabytes, and none is too large for a machine without a GPU. Raises ValueError as `find` does.
+    """
+    if is_here(name, gpu):
+        found = _open_folder(name) if name else find(None, gpu)
         return found.name, found.skeleton()
     name = name or FLUX_DEV
     config = _from_the_hub(name, lambda: hf_hub_download(name, "transformer/config.json", token=token))
     return name, _skeleton(config)
+
+
+def is_here(name: str | None, gpu: Gpu | None) -> bool:
+    """Whether the base that `name` means is on this machine in any case: a folder, or the toy."""
+    return Path(name).is_dir() if name else gpu is None
 
 
 def _from_the_hub(name: str, fetch: Callable[[], str]) -> Path:
@@ -243,6 +249,10 @@ def _check(name: str, folder: Path) -> None:
             f"FLUX_BASE: {name} is not a complete FLUX base in diffusers' layout: {'; '.join(faults)}."
             " Fetch it again, or set FLUX_BASE to a complete folder"
         )
+
+
+def _open_folder(name: str) -> Base:
+    return _open(Path(name).resolve().name, Path(name), "the folder in FLUX_BASE")
 
 
 def _open(name: str, folder: Path, reason: str) -> Base:

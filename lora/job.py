@@ -193,7 +193,7 @@ def run(
 
 def _base(name: str | None, gpu: Gpu | None, secrets: Secrets, stage: Stages, log: Log) -> Base:
     """The base; a stage of its own where it may have to be downloaded, for that takes minutes."""
-    if Path(name).is_dir() if name else gpu is None:
+    if base.is_here(name, gpu):
         return base.find(name, gpu, secrets.hf_token)
     with stage("fetching the base"):
         log(f"{name or base.FLUX_DEV}, from the Hugging Face Hub: on first use all of its files are downloaded")

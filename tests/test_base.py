@@ -142,6 +142,17 @@ def test_a_base_too_large_for_a_cpu_is_refused_before_its_weights_are_fetched(
             base.find("club/big", GPU)
 
 
+def test_a_folder_too_large_to_train_on_a_cpu_still_says_what_its_layers_are(
+    toy: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "MOST_ON_A_CPU", 1e6)
+    with pytest.raises(ValueError, match="there is no GPU to be seen here"):
+        base.find(str(base.TOY), None)
+    name, skeleton = base.architecture(str(base.TOY), None)
+    assert name == "base"
+    assert skeleton.inner_dim == toy.width
+
+
 def test_a_gated_base_is_fetched_with_the_users_own_token(
     toy: Base, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -332,10 +332,8 @@ def test_nothing_of_a_base_is_fetched_for_packing_but_its_layers_sizes(
     assert decided["base"] == "club/base"
     assert "base: club/base; a LoRA is packed by the names and sizes of its layers alone" in lines
     wide = json.loads(config) | {"num_attention_heads": 8}
-    server.files["club/wide"], server.private["club/wide"] = (
-        {"transformer/config.json": json.dumps(wide).encode()},
-        False,
-    )
+    server.private["club/wide"] = False
+    server.files["club/wide"] = {"transformer/config.json": json.dumps(wide).encode()}
     with pytest.raises(ValueError, match="resume_from: this LoRA does not fit"):
         _run(packing, tmp_path, flux_base="club/wide")
 
