@@ -1,9 +1,9 @@
 """Where the time of a step goes: to the GPU's kernels, or to the host that launches them.
 
 `script/bench kernels`, on a GPU: steps of FLUX.1-dev's size as `script/bench step` takes them, first by the clock, then
-under torch's profiler. Where the kernels' sum is well under the clock's time, the GPU waits for the host: fewer
-launches are what would help (CUDA graphs), not faster kernels. `script/bench kernels --toy`, on a CPU: the same of the
-toy base, by torch's operations.
+under torch's profiler. Where the kernels' sum is well under the clock's time, the GPU waits for the host, as it does in
+every step that is not recorded (`--way eager`). `script/bench kernels --toy`, on a CPU: the same of the toy base, by
+torch's operations.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from bench.step import Case, Way
 from lora import base, hardware
 
 WARM = 4
-"""Steps before any is looked at: all compilation, and the first use of every kernel."""
+"""Steps before any is looked at: all recordings, and the first use of every kernel."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

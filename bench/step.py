@@ -33,9 +33,8 @@ import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel
 from peft import LoraConfig
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lora import adapter, attention, base, encode, fit, flow, graphs, hardware, layer
+from lora import adapter, base, encode, fit, flow, forward, hardware, layer
 from lora.encode import Example, Text
 from lora.fit import Settings
 from lora.hardware import Plan
@@ -73,7 +72,7 @@ class Case:
 
 
 CASES = (
-    # the mixed one first, because it is what a training does, and so that its compilation finds nothing in a cache
+    # the mixed one first, because it is what a training does
     Case(sides=(512, 768, 1024), batch_size=1),
     Case(sides=(1024,), batch_size=1),
     Case(sides=(768,), batch_size=1),
@@ -111,7 +110,7 @@ class Cell:
     case: str
     way: str
     first: float
-    """Seconds from the bare transformer to the end of the first lap: the adapter, all compilation, one step a side."""
+    """Seconds from the bare transformer to the end of the first lap: the adapter, all recordings, one step a side."""
     rounds: list[list[float]]
     """Seconds a step, for every lap of every turn."""
     processor: list[list[float]]
@@ -123,8 +122,6 @@ class Cell:
     """TFLOP/s of large matrix products just before."""
     peak: float | None
     """GB (10⁹ bytes) of the GPU's memory, with the weights; None on a CPU."""
-    graphs: int
-    """That torch.compile made."""
     fault: str = ""
     """Why nothing was measured, where nothing was."""
 
@@ -229,16 +226,12 @@ def step_tflop(config: Mapping[str, Any], side: int, batch_size: int, text_token
 
 
 def planned(gpu: hardware.Gpu, parameters: int, case: Case) -> Plan:
-    """What a training of this case would be planned as that is long enough to be compiled."""
-    steps = hardware.STEPS_TO_COMPILE_FOR
-    return hardware.plan(gpu, parameters, case.sides, batch_size=case.batch_size, rank=RANK, steps=steps)
+    """What a training of this case would be planned as."""
+    return hardware.plan(gpu, parameters, case.sides, batch_size=case.batch_size, rank=RANK)
 
 
-def project(
-    plan_for: Callable[[Case], Plan], weight: float, each_size: bool = False
-) -> Callable[[FluxTransformer2DModel, Lesson], Iterator]:
-    """As `lora.job` trains by this plan, holding on to the base with this weight; compiled, where the plan says so, for
-    each size by itself or for any."""
+def project(plan_for: Callable[[Case], Plan], weight: float) -> Callable[[FluxTransformer2DModel, Lesson], Iterator]:
+    """As `lora.job` trains by this plan, holding on to the base with this weight."""
 
     def start(transformer: FluxTransformer2DModel, lesson: Lesson) -> Iterator[object]:
         plan = plan_for(lesson.case)
@@ -259,27 +252,10 @@ def project(
             prior_every=1,  # a training does so in every third step: its mean is one step of "ours" to two without
         )
         priors = lesson.priors if weight else []
-        with contextlib.ExitStack() as lent:
-            lent.enter_context(attention.for_training(transformer))
-            if plan.compiled:
-                tokens = {*(len(example.mean) for example in lesson.examples), *(len(drawn.noisy) for drawn in priors)}
-                lent.enter_context(graphs.compiled(transformer, 1 if each_size else len(tokens)))
-            yield from fit.fit(transformer, parameters, lesson.examples, priors, lesson.texts, settings)
+        with forward.for_training(transformer):
+            yield from fit.fit(transformer, parameters, lesson.examples, priors, lesson.texts, settings, plan.recorded)
 
     return start
-
-
-def with_flash(start: Callable[[FluxTransformer2DModel, Lesson], Iterator]) -> Callable[..., Iterator[object]]:
-    """The same with FlashAttention, where torch's own choice is cuDNN's."""
-
-    def begin(transformer: FluxTransformer2DModel, lesson: Lesson) -> Iterator[object]:
-        steps = start(transformer, lesson)
-        while True:
-            with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-                done = next(steps)
-            yield done
-
-    return begin
 
 
 def hold_in_float8(transformer: FluxTransformer2DModel) -> None:
@@ -291,12 +267,12 @@ def hold_in_float8(transformer: FluxTransformer2DModel) -> None:
 
 
 def bare(passes: int) -> Callable[[FluxTransformer2DModel, Lesson], Iterator]:
-    """The project's adapter and attention, and forward, backward and optimizer on the same tensors again and again."""
+    """The project's adapter and passes, and forward, backward and optimizer on the same tensors again and again."""
 
     def start(transformer: FluxTransformer2DModel, lesson: Lesson) -> Iterator[None]:
         parameters = adapter.attach(transformer, RANK, seed=0)
         optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
-        with attention.for_training(transformer):
+        with forward.for_training(transformer):
             for step in itertools.cycle(fixed_inputs(transformer, lesson)):
                 for inputs, target in step[:passes]:
                     F.mse_loss(transformer(**inputs)[0].float(), target).backward()
@@ -404,16 +380,13 @@ def ways_on_a_gpu(gpu: hardware.Gpu, parameters: int) -> list[Way]:
     def plan_for(case: Case, **changes: bool) -> Plan:
         return dataclasses.replace(planned(gpu, parameters, case), **changes)  # type: ignore[arg-type]
 
-    eager = functools.partial(plan_for, compiled=False)
-    small = functools.partial(plan_for, compiled=False, quantised=True, checkpointing=True)
+    eager = functools.partial(plan_for, recorded=False)
+    small = functools.partial(plan_for, quantised=True, checkpointing=True)
     return [
         Way(name="ours", what="this project's step that holds to the base", start=project(plan_for, 1.0), prior=True),
         Way(name="no-prior", what="this project, prior_loss_weight 0", start=project(plan_for, 0.0)),
-        # in a run without the compiled ones above: the graphs that they leave would do for it
-        Way(name="static", what="the same, compiled for each size", start=project(plan_for, 0.0, each_size=True)),
-        Way(name="eager", what="the same, not compiled", start=project(eager, 0.0)),
+        Way(name="eager", what="the same, kernel by kernel", start=project(eager, 0.0)),
         Way(name="float8", what="the same as on 24 GB: float8 weights, checkpointing", start=project(small, 0.0)),
-        Way(name="flash", what="no-prior with FlashAttention", start=with_flash(project(plan_for, 0.0))),
         Way(name="peft", what="diffusers' model, peft's adapter in bf16", start=of_diffusers(False)),
         Way(name="peft-checkpointing", what="the same with checkpointing", start=of_diffusers(True)),
         Way(name="ostris", what="float32 adapter on every layer, average of the weights", start=of_ostris),
@@ -447,7 +420,6 @@ def measure(
     device = next(transformer.parameters()).device
     lesson = make_lesson(case, transformer, text_tokens)
     rate = matrix_rate(device)
-    torch._dynamo.reset()
     running: dict[str, tuple[Iterator[object], int]] = {}
     cells: dict[str, Cell] = {}
     for way in ways:
@@ -463,14 +435,13 @@ def measure(
             tflop=tflop,
             matrix_rate=rate,
             peak=None,
-            graphs=0,
         )
         try:
-            steps, held, first, graphs = begin(way, transformer, lesson)
+            steps, held, first, peak = begin(way, transformer, lesson)
         except torch.OutOfMemoryError:
             cells[way.name] = dataclasses.replace(cell, fault="out of memory")
             continue
-        cells[way.name] = dataclasses.replace(cell, first=first, graphs=graphs)
+        cells[way.name] = dataclasses.replace(cell, first=first, peak=peak)
         running[way.name] = steps, held
         print(f"{case.name}, {way.name}: first lap after {first:.1f} s", flush=True)
     for _ in range(rounds):
@@ -483,31 +454,65 @@ def measure(
             cells[name].rounds.append(seconds)
             cells[name].processor.append(processor)
             if device.type == "cuda":
-                peak = (torch.cuda.max_memory_allocated() - others) / 1e9
-                cells[name] = dataclasses.replace(cells[name], peak=max(peak, cells[name].peak or 0.0))
+                peak = max(cells[name].peak or 0.0, (torch.cuda.max_memory_allocated() - others) / 1e9)
+                cells[name] = dataclasses.replace(cells[name], peak=peak)
     return list(cells.values())
 
 
-def begin(way: Way, transformer: FluxTransformer2DModel, lesson: Lesson) -> tuple[Iterator[object], int, float, int]:
+def begin(
+    way: Way, transformer: FluxTransformer2DModel, lesson: Lesson
+) -> tuple[Iterator[object], int, float, float | None]:
     """The way after its first lap; the bytes that are its own between the steps, with the shared weights that it uses;
-    its seconds so far, and how many graphs were compiled."""
+    its seconds so far, and the most GB so far: what a recording holds for its passes is seen only as it is made."""
     device = next(transformer.parameters()).device
     shared = {parameter.data_ptr(): parameter.nbytes for parameter in transformer.parameters()}
     _settle(device)
-    before, graphs, started = _allocated(device), _graphs(), time.perf_counter()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    before, started = _allocated(device), time.perf_counter()
     own = twin(transformer)
     steps = steps_of(way, own, lesson)
     for _ in lesson.case.sides:
         next(steps)
     _settle(device)
-    held = _allocated(device) - before + sum(shared.get(parameter.data_ptr(), 0) for parameter in own.parameters())
-    return steps, held, time.perf_counter() - started, _graphs() - graphs
+    others = before - sum(shared.get(parameter.data_ptr(), 0) for parameter in own.parameters())
+    peak = (torch.cuda.max_memory_allocated() - others) / 1e9 if device.type == "cuda" else None
+    return steps, _allocated(device) - others, time.perf_counter() - started, peak
 
 
 def steps_of(way: Way, transformer: FluxTransformer2DModel, lesson: Lesson) -> Iterator[object]:
-    """The way's steps, with `lora.attention`: without it torch 2.11 fails on Hopper."""
-    with attention.in_one_layout(transformer):
+    """The way's steps, so that they run on Hopper, too."""
+    with in_one_layout(transformer):
         yield from way.start(transformer, lesson)
+
+
+@contextlib.contextmanager
+def in_one_layout(transformer: FluxTransformer2DModel) -> Iterator[None]:
+    """Within it the gradient of every attention's output is contiguous, which diffusers' own model lacks on Hopper: see
+    `lora.forward`."""
+    attentions = [block.attn for block in transformer.single_transformer_blocks]
+    hooks = [attention.register_forward_hook(_contiguous_gradient) for attention in attentions]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _contiguous_gradient(module: torch.nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return _ContiguousGradient.apply(output)
+
+
+class _ContiguousGradient(torch.autograd.Function):
+    """The tensor itself; its gradient in memory row after row, copied where it is not."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.contiguous()
 
 
 def turn(steps: Iterator[object], laps: int, steps_a_lap: int, device: torch.device) -> tuple[list[float], list[float]]:
@@ -565,10 +570,6 @@ def _allocated(device: torch.device) -> int:
     return torch.cuda.memory_allocated() if device.type == "cuda" else 0
 
 
-def _graphs() -> int:
-    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
-
-
 # ---------------------------------------------------------------- what is said of it
 
 
@@ -598,10 +599,8 @@ RATIOS = (
     ("ours", "no-prior", "what holding on to the base costs", None),
     ("no-prior", "bare", "what the loop costs", 1.1),
     ("ours", "bare-prior", "what the loop costs, with both passes", 1.1),
-    ("no-prior", "eager", "what compiling gains", None),
-    ("static", "eager", "what compiling for each size gains", None),
+    ("no-prior", "eager", "what recordings gain", None),
     ("float8", "no-prior", "what the way for 24 GB costs", None),
-    ("no-prior", "flash", "what cuDNN's attention gains", None),
     ("no-prior", "peft", "against diffusers without checkpointing", 1 / 1.5),
     ("no-prior", "peft-checkpointing", "against diffusers with checkpointing", None),
     ("no-prior", "ostris", "against the ostris way", 1 / 2),

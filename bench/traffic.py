@@ -3,7 +3,7 @@
 `script/bench traffic` runs one step forward and backward on torch's meta device, where tensors have shapes and no
 contents, and adds up what every operation reads and writes. Large products and attention are left out: their time is in
 their arithmetic. Everything else (norms, modulation, rotary embeddings, activations, the adapter) takes the time that
-its bytes need, eagerly; compiled, neighbours are fused, and much of it goes.
+its bytes need.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from bench import step
 from bench.step import FLUX_DEV, T5_TOKENS, Case
-from lora import adapter, attention
+from lora import adapter, forward
 
 PRODUCTS = {"mm": 0, "addmm": 1, "addmm_": 1, "bmm": 0}
 """Which argument is the first factor, by the operation's name."""
@@ -91,14 +91,14 @@ Attach = Callable[[FluxTransformer2DModel], AbstractContextManager[None]]
 
 def ours(transformer: FluxTransformer2DModel) -> AbstractContextManager[None]:
     adapter.attach(transformer, step.RANK, seed=0)
-    return attention.for_training(transformer)
+    return forward.for_training(transformer)
 
 
 def by_peft(transformer: FluxTransformer2DModel, dtype: torch.dtype) -> AbstractContextManager[None]:
     """peft's own adapter on the project's layers, its weights in `dtype`."""
     for parameter in step.attach_by_peft(transformer, adapter.target_modules(transformer)):
         parameter.data = parameter.data.to(dtype)
-    return attention.in_one_layout(transformer)
+    return step.in_one_layout(transformer)
 
 
 WAYS: Mapping[str, Attach] = {

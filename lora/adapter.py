@@ -129,7 +129,7 @@ def attach(
 def round_off(parameters: Sequence[torch.nn.Parameter]) -> None:
     """Rounds the weights to what the file will hold, so that pictures drawn from here on are those of the file."""
     for parameter in parameters:
-        parameter.data = parameter.data.to(FILE_DTYPE).float()
+        parameter.data = parameter.data.to(FILE_DTYPE).to(parameter.dtype)
 
 
 def state_dict(transformer: FluxTransformer2DModel) -> dict[str, torch.Tensor]:

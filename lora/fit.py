@@ -1,6 +1,7 @@
 """The optimizer and the loop: a generator, so that whoever runs it decides what to do between steps."""
 
 import dataclasses
+import functools
 import math
 import random
 import time
@@ -12,7 +13,8 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from lora import flow, prior
-from lora.encode import Example, Text, batched, stack
+from lora.encode import Example, Text
+from lora.graphs import Pass, Passes
 from lora.prior import Prior
 
 FLUX_WIDTH = 3072
@@ -121,44 +123,74 @@ def learning_rate_at(step: int, steps: int, peak: float, held: float) -> float:
     return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def step_loss(
+def picture_loss(
     transformer: FluxTransformer2DModel,
-    batch: Sequence[Example],
-    captions: Sequence[str],
-    texts: Mapping[str, Text],
+    size: tuple[int, int],
     generator: torch.Generator,
     settings: Settings,
+    mean: Tensor,
+    std: Tensor,
+    prompt_embeds: Tensor,
+    pooled: Tensor,
 ) -> Tensor:
-    """The flow-matching loss of one batch of examples under `captions`, a scalar with a gradient."""
-    device = generator.device
-    mean = batched([example.mean for example in batch], device)  # (B, S, 4C)
-    std = batched([example.std for example in batch], device)
+    """The flow-matching loss of a batch of examples of one size in latent cells, a scalar with a gradient.
+
+    `mean` and `std` are (B, S, 4C), `prompt_embeds` (B, T, D) and `pooled` (B, P), as in Example and Text.
+    """
 
     def randn() -> Tensor:
-        return torch.randn(mean.shape, generator=generator, device=device).to(mean)
+        return torch.randn(mean.shape, generator=generator, device=mean.device).to(mean)
 
     latents = mean + std * randn()
     noise = randn()
     if settings.uniform_timesteps:
-        timesteps = torch.rand(len(batch), generator=generator, device=device)
+        timesteps = torch.rand(len(mean), generator=generator, device=mean.device)
     else:
-        timesteps = flow.sample_timesteps(len(batch), generator, settings.timestep_mean)
+        timesteps = flow.sample_timesteps(len(mean), generator, settings.timestep_mean)
     noisy = flow.add_noise(latents, noise, timesteps)
-    text = stack(texts, captions, device)
-    prediction = flow.velocity(transformer, noisy, timesteps, settings.guidance, text, batch[0].size)
+    text = {"prompt_embeds": prompt_embeds, "pooled": pooled}
+    prediction = flow.velocity(transformer, noisy, timesteps, settings.guidance, text, size)
     return flow.flow_loss(prediction, latents, noise)
 
 
 def prior_loss(
-    transformer: FluxTransformer2DModel, batch: Sequence[Prior], texts: Mapping[str, Text], guidance: float
+    transformer: FluxTransformer2DModel,
+    size: tuple[int, int],
+    guidance: float,
+    noisy: Tensor,
+    timesteps: Tensor,
+    velocity: Tensor,
+    prompt_embeds: Tensor,
+    pooled: Tensor,
 ) -> Tensor:
-    """How far the adapted model has gone from the base on steps of the base's own drawings, a scalar."""
-    device = next(transformer.parameters()).device
-    noisy = batched([p.noisy for p in batch], device)
-    timesteps = torch.tensor([p.timestep for p in batch]).to(device, non_blocking=True)
-    text = stack(texts, [p.prompt for p in batch], device)
-    prediction = flow.velocity(transformer, noisy, timesteps, guidance, text, batch[0].size)
-    return F.mse_loss(prediction.float(), batched([p.velocity for p in batch], device).float())
+    """How far the adapted model has gone from the base on a batch of steps of the base's own drawings, a scalar; the
+    tensors are those of Prior and Text."""
+    text = {"prompt_embeds": prompt_embeds, "pooled": pooled}
+    prediction = flow.velocity(transformer, noisy, timesteps, guidance, text, size)
+    return F.mse_loss(prediction.float(), velocity.float())
+
+
+def rows_of_examples(
+    batch: Sequence[Example], captions: Sequence[str], texts: Mapping[str, Text]
+) -> list[list[Tensor]]:
+    """What `picture_loss` is given of each example under its caption."""
+    return [
+        [example.mean, example.std, *_embeddings(texts, caption)]
+        for example, caption in zip(batch, captions, strict=True)
+    ]
+
+
+def rows_of_priors(batch: Sequence[Prior], texts: Mapping[str, Text]) -> list[list[Tensor]]:
+    """What `prior_loss` is given of each."""
+    times = torch.tensor([prior.timestep for prior in batch])
+    return [
+        [prior.noisy, time, prior.velocity, *_embeddings(texts, prior.prompt)]
+        for prior, time in zip(batch, times, strict=True)
+    ]
+
+
+def _embeddings(texts: Mapping[str, Text], prompt: str) -> tuple[Tensor, Tensor]:
+    return texts[prompt]["prompt_embeds"], texts[prompt]["pooled"]
 
 
 def fit(
@@ -168,60 +200,85 @@ def fit(
     priors: Sequence[Prior],
     texts: Mapping[str, Text],
     settings: Settings,
+    record: bool = False,
 ) -> Iterator[StepReport]:
-    """Trains `parameters` in place, a StepReport a step.
+    """Trains `parameters` in place, a StepReport a step; on a GPU by recordings, where asked for (`lora.graphs`).
 
-    `texts` must hold every caption, the empty one, and every prior's prompt. The same arguments on the same machine
-    give the same weights, bit for bit on a CPU. Raises RuntimeError where the first step has no gradient, which an
-    error in a compiler can do (pytorch/pytorch#180642), for it would train nothing and say so nowhere.
+    `texts` must hold every caption, the empty one, and every prior's prompt, and every prior must be of one size. The
+    same arguments on the same machine give the same weights, bit for bit on a CPU. Raises RuntimeError where the first
+    step has no gradient, for it would train nothing and say so nowhere; and CannotRecord.
     """
     rng = random.Random(settings.seed)
     device = parameters[0].device
     # On the training's own device: noise that comes from elsewhere would make every step wait for the one before.
     generator = torch.Generator(device).manual_seed(settings.seed)
+    # Steps of 1e-4 vanish in bf16's 8 bits, so what is moved is in float32; on a CPU these are the parameters.
+    masters = [parameter.detach().float() for parameter in parameters]
+    gradients = [torch.zeros_like(master) for master in masters]
+    for master, gradient in zip(masters, gradients, strict=True):
+        master.grad = gradient
     optimizer = torch.optim.AdamW(
-        parameters,
+        masters,
         lr=settings.learning_rate,
         weight_decay=settings.weight_decay,
         eps=settings.adam_epsilon,
         fused=True,
     )
-    means = [p.detach().clone() for p in parameters] if settings.ema_decay else []
+    means = [master.clone() for master in masters] if settings.ema_decay else []
     # Half of the looks at the base's own draws are at the pictures' times, where other words must be told from the
     # trigger; half at any time, for all of a drawing must stay (bench/NOTES.md).
     shares = [
         flow.share_of_timesteps(p.until, p.timestep, settings.timestep_mean) + p.timestep - p.until for p in priors
     ]
+    weight = settings.prior_loss_weight * settings.prior_every if priors else 0.0
+    passes = Passes(parameters, generator)
+    started = time.monotonic()
+
+    def of_pictures(batch: Sequence[Example], captions: Sequence[str]) -> Pass:
+        size = batch[0].size
+        loss = functools.partial(picture_loss, transformer, size, generator, settings)
+        return ("pictures", size), loss, rows_of_examples(batch, captions, texts)
+
+    def of_priors(batch: Sequence[Prior]) -> Pass:
+        size = batch[0].size
+
+        def loss(*inputs: Tensor) -> Tensor:
+            return weight * prior_loss(transformer, size, settings.guidance, *inputs)
+
+        return ("drawings", size), loss, rows_of_priors(batch, texts)
+
+    if record:
+        by_size = {example.size: [example] * settings.batch_size for example in examples}
+        every = [of_pictures(batch, [example.caption for example in batch]) for batch in by_size.values()]
+        every += [of_priors(list(priors[:1]) * settings.batch_size)] if weight else []
+        passes.record(every)
     source = batches(examples, settings.batch_size, rng)
     kept = torch.zeros((), device=device)
-    started = time.monotonic()
     for step in range(1, settings.steps + 1):
         batch = next(source)
         captions = ["" if rng.random() < settings.caption_dropout_rate else example.caption for example in batch]
         rate = learning_rate_at(step, settings.steps, settings.learning_rate, settings.held)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = step_loss(transformer, batch, captions, texts, generator, settings)
-        loss.backward()
-        if priors and settings.prior_loss_weight > 0 and step % settings.prior_every == 0:
-            drawn = rng.choices(priors, shares, k=settings.batch_size)
-            kept = prior_loss(transformer, drawn, texts, settings.guidance)
-            (settings.prior_loss_weight * settings.prior_every * kept).backward()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        passes.zero()
+        loss = passes(*of_pictures(batch, captions))
+        if weight and step % settings.prior_every == 0:
+            kept = passes(*of_priors(rng.choices(priors, shares, k=settings.batch_size))) / weight
+        torch._foreach_copy_(gradients, passes.gradients)
+        norm = torch.nn.utils.clip_grad_norm_(masters, 1.0)
         if step == 1 and norm == 0:
             raise RuntimeError(f"no gradient reaches the LoRA: torch {torch.__version__} does not train this model")
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if means:
-            with torch.no_grad():
-                for mean, parameter in zip(means, parameters, strict=True):
-                    mean.lerp_(parameter, 1 - settings.ema_decay)
-                    if step == settings.steps:
-                        parameter.copy_(mean)
+        with torch.no_grad():
+            torch._foreach_copy_(list(parameters), masters)
+            if means:
+                torch._foreach_lerp_(means, masters, 1 - settings.ema_decay)
+                if step == settings.steps:
+                    torch._foreach_copy_(list(parameters), means)
         yield StepReport(
             step=step,
-            loss=loss.detach(),
-            prior_loss=kept.detach(),
+            loss=loss,
+            prior_loss=kept,
             learning_rate=rate,
             seconds=time.monotonic() - started,
         )

@@ -1,7 +1,8 @@
 """Prompts to pictures, by diffusers' own pipelines, with one LoRA or several.
 
-Names and defaults follow Replicate's flux-dev-lora. One picture is drawn at a time, each from a seed of its own, so
-that it can be drawn again alone, and memory does not grow with their number.
+Names and defaults follow Replicate's flux-dev-lora. Every picture has a seed of its own, so that it can be drawn again
+alone. Whoever asks has them drawn one at a time, and memory does not grow with their number; a training's previews are
+small, and drawn a few together.
 """
 
 import math
@@ -27,6 +28,8 @@ GUIDANCE = 3.5
 """What FLUX.1-dev is drawn with."""
 STRENGTH = 0.8
 """Of a prompt over the picture that the drawing starts from; at 1 nothing of the picture is left."""
+AT_ONCE = 4
+"""Previews."""
 FORMATS = {"webp": "WEBP", "jpg": "JPEG", "png": "PNG"}
 _NAMED = 5
 """Layers that a message names."""
@@ -133,7 +136,6 @@ def size_for(ratio: str, native: int) -> tuple[int, int]:
 
 
 @torch.no_grad()
-@torch.compiler.set_stance("force_eager")
 def draw(
     pipeline: FluxPipeline,
     prompt: str | Mapping[str, Tensor],
@@ -173,6 +175,33 @@ def draw(
         guidance_scale=guidance,
         generator=torch.Generator().manual_seed(seed),
     ).images[0]
+
+
+@torch.no_grad()
+def draw_all(
+    pipeline: FluxPipeline,
+    texts: Sequence[Mapping[str, Tensor]],
+    size: tuple[int, int],
+    seeds: Sequence[int],
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
+) -> list[Image.Image]:
+    """What `draw` draws of each of these embeddings with its seed, AT_ONCE together: a GPU is far from busy with one."""
+    pipeline.vae.enable_slicing()  # what is decoded needs more memory than what is drawn
+    device = pipeline.transformer.device
+    pictures = []
+    for start in range(0, len(texts), AT_ONCE):
+        batch = texts[start : start + AT_ONCE]
+        pictures += pipeline(
+            prompt_embeds=torch.stack([text["prompt_embeds"] for text in batch]).to(device),
+            pooled_prompt_embeds=torch.stack([text["pooled"] for text in batch]).to(device),
+            width=size[0],
+            height=size[1],
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds[start : start + AT_ONCE]],
+        ).images
+    return pictures
 
 
 def save(picture: Image.Image, path: Path, quality: int) -> None:

@@ -11,22 +11,15 @@ FLUX_DEV = 11_901_408_320
 """Parameters of FLUX.1-dev's transformer; what was counted on it is taken in proportion for another base."""
 BYTES_IN_FLOAT8 = (8_606_711_808 + 2 * (FLUX_DEV - 8_606_711_808)) / FLUX_DEV
 """Of a parameter on average: attention and MLP of the blocks at one byte (`lora.layer`), all else in bf16."""
-KEPT, RECOMPUTED = 29.3 * GIB, 2.6 * GIB
-"""Activations that a picture of 1024 x 1024 (4608 tokens) leaves for the backward pass, in bf16 and not compiled:
-counted by saved tensors on FLUX.1-dev's shapes. Recomputed, the inputs of 57 blocks and what one of them needs."""
-TAKEN_OUT = 0.5 * GIB
-"""The weights of one block in bf16, which compiled float8 layers keep to the block's backward pass."""
+KEPT, RECOMPUTED = 28.2 * GIB, 2.6 * GIB
+"""Activations that a picture of 1024 x 1024 (4608 tokens) leaves for the backward pass, in bf16: counted by
+saved tensors on FLUX.1-dev's shapes. Recomputed, the inputs of 57 blocks and what one of them needs."""
 COUNTED_TOKENS = 4608
-ADAPTER = 18 * 65_372_160 / 16 / FLUX_DEV
-"""Bytes for each parameter of the base and each rank: a float32 weight, its gradient and Adam's two means, and a bf16
-copy; there are 65 million at rank 16."""
+ADAPTER = 20 * 65_372_160 / 16 / FLUX_DEV
+"""Bytes for each parameter of the base and each rank: a float32 weight, its gradient and Adam's two means, and once
+more a weight and its gradient in bf16; there are 65 million at rank 16."""
 RESERVE = 3 * GIB
 """For CUDA itself, a batch's latents and text embeddings, and room that no tensor fits."""
-STEPS_TO_COMPILE_FOR = 1500
-"""Fewer do not repay it: on an H200 the first step of three resolutions came after 122 s, and 0.08 s of a step of 1024
-pixels were gained (bench/NOTES.md)."""
-CAPABILITY_TO_COMPILE_FLOAT8 = (8, 9)
-"""Triton has no e4m3 on older GPUs; torch's own kernels convert it anywhere."""
 NVIDIA = ("/dev/nvidiactl", "/usr/lib/wsl/lib/nvidia-smi")
 """One of them is there where a machine has an NVIDIA GPU and its driver; the second in Windows' Linux."""
 
@@ -36,7 +29,6 @@ class Gpu:
     name: str
     memory: int
     """Bytes in all."""
-    capability: tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,8 +41,8 @@ class Plan:
     reason: str
     quantised: bool = False
     """Hold the weights of attention and MLP in float8; products are made in `dtype` all the same."""
-    compiled: bool = False
-    """Compile the transformer's blocks for the training."""
+    recorded: bool = False
+    """Record the passes of each size of pictures and replay them (`lora.graphs`)."""
     batch_size: int = 1
     """What fits of the batch that was asked for."""
 
@@ -60,7 +52,7 @@ def read_gpu() -> Gpu | None:
     if not torch.cuda.is_available():
         return None
     found = torch.cuda.get_device_properties(0)
-    return Gpu(name=found.name, memory=found.total_memory, capability=(found.major, found.minor))
+    return Gpu(name=found.name, memory=found.total_memory)
 
 
 def idle_gpu() -> str | None:
@@ -77,9 +69,7 @@ def idle_gpu() -> str | None:
     )
 
 
-def plan(
-    gpu: Gpu | None, weights: int, resolutions: tuple[int, ...], *, batch_size: int, rank: int, steps: int
-) -> Plan:
+def plan(gpu: Gpu | None, weights: int, resolutions: tuple[int, ...], *, batch_size: int, rank: int) -> Plan:
     """How to train on this GPU, from its memory: the first that fits of the ways below, the fastest first.
 
     `weights` counts the transformer's parameters. Raises ValueError where not even the last of them fits.
@@ -91,9 +81,6 @@ def plan(
     have = f"{gpu.name} has {gpu.memory / GIB:.0f} GiB"
     for fitting, (quantised, checkpointing) in itertools.product(_halvings(batch_size), WAYS):
         activations = (RECOMPUTED if checkpointing else KEPT) * tokens / COUNTED_TOKENS * fitting
-        narrow = quantised and gpu.capability < CAPABILITY_TO_COMPILE_FLOAT8
-        compiled = steps >= STEPS_TO_COMPILE_FOR and not narrow
-        activations += TAKEN_OUT if quantised and compiled else 0
         needed = RESERVE + weights * ((BYTES_IN_FLOAT8 if quantised else 2) + ADAPTER * rank + activations / FLUX_DEV)
         if needed <= gpu.memory:
             break
@@ -106,9 +93,6 @@ def plan(
     reasons = [
         f"{have}, {needed / GIB:.0f} are needed with the base in {'float8' if quantised else 'bf16'}"
         f" and {'each block recomputed in the backward pass' if checkpointing else 'all activations kept'}",
-        "compiled"
-        if compiled
-        else "not compiled: " + ("float8 on this GPU" if narrow else "too few steps to repay it"),
     ]
     if fitting < batch_size:
         reasons.append(f"batch_size {fitting}, since {batch_size} would not fit")
@@ -118,7 +102,7 @@ def plan(
         checkpointing=checkpointing,
         reason="; ".join(reasons),
         quantised=quantised,
-        compiled=compiled,
+        recorded=True,
         batch_size=fitting,
     )
 
@@ -138,7 +122,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def safer(plan: Plan) -> Plan | None:
-    """What to try when the memory ran out all the same: recomputing, half the batch, float8; None where nothing is."""
+    """What to try when the memory ran out all the same: recomputing, half the batch, float8, no recordings; or None."""
     if not plan.checkpointing:
         reason = "each block is recomputed in the backward pass"
         plan = dataclasses.replace(plan, checkpointing=True)
@@ -146,8 +130,11 @@ def safer(plan: Plan) -> Plan | None:
         plan = dataclasses.replace(plan, batch_size=plan.batch_size // 2)
         reason = f"batch_size {plan.batch_size}"
     elif not plan.quantised:
-        plan = dataclasses.replace(plan, quantised=True, compiled=False)
+        plan = dataclasses.replace(plan, quantised=True)
         reason = "the base's weights are held in float8"
+    elif plan.recorded:
+        plan = dataclasses.replace(plan, recorded=False)
+        reason = "the passes are not recorded"
     else:
         return None
     return dataclasses.replace(plan, reason=f"{reason}, since the memory ran out")

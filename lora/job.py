@@ -95,14 +95,7 @@ def run(
                 " wherever a prompt has it; a word that means nothing, such as TOK, keeps the two apart"
             )
         resolutions = parse_resolution(request.resolution) if request.resolution else flux.resolutions
-        plan = hardware.plan(
-            gpu,
-            flux.parameters,
-            resolutions,
-            batch_size=request.batch_size,
-            rank=request.lora_rank,
-            steps=request.training_steps,
-        )
+        plan = hardware.plan(gpu, flux.parameters, resolutions, batch_size=request.batch_size, rank=request.lora_rank)
         log(f"plan: {plan.reason}")
         settings = dataclasses.replace(
             _settings(request, flux, log), **{"batch_size": plan.batch_size, **(changes or {})}

@@ -1,12 +1,13 @@
 """The linear layers of the transformer in a training: frozen weights, in bf16 or in float8, and the LoRA.
 
 peft makes and names the LoRA's layers; only their arithmetic is different here. peft computes W x, then B A x, then
-their sum: three passes over a tensor of the layer's full width, and as many over the gradients; and with float32
-masters on a bf16 base it does this in float32. Here both products are made in the base's type, and the small one is
-added inside the large one's own output, forward and backward.
+their sum: three passes over a tensor of the layer's full width, and as many over the gradients. Here the small product
+is added inside the large one's own output, forward and backward, all of it in the base's type; the float32 weights that
+the optimizer moves are `lora.fit`'s.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ class Float8Linear(torch.nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, inputs) -> (…, outputs), in the type of x."""
-        return _product(x, self, None, None)
+        return _Frozen.apply(x.flatten(0, -2), self.weight, self.scale, self.bias).unflatten(0, x.shape[:-1])
 
 
 def to_float8(model: torch.nn.Module) -> set[str]:
@@ -64,68 +65,119 @@ class AdaptedLinear(lora.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, inputs) -> (…, outputs), in the type of x, which is the base's."""
-        if self.disable_adapters:
-            return self.base_layer(x)
+        return self.base_layer(x) if self.disable_adapters else outputs(x, [self])[0]
+
+    def held(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
+        """The frozen weights, their scale and their bias, A (rank, inputs) and B (outputs, rank)."""
+        frozen = self.get_base_layer()
+        assert isinstance(frozen, torch.nn.Linear)
+        scale = frozen.scale if isinstance(frozen, Float8Linear) else None
         [name] = self.active_adapters
-        a, b = self.lora_A[name].weight, self.lora_B[name].weight
-        return _product(x, self.base_layer, a, b)
+        return frozen.weight, scale, frozen.bias, self.lora_A[name].weight, self.lora_B[name].weight
 
     def _get_base_layer_device_and_dtype(self, base_layer: torch.nn.Module) -> tuple[torch.device, torch.dtype]:
-        """What peft makes an adapter's weights in: float32 whatever the base's type, for steps of 1e-4 vanish in bf16's
-        8 bits."""
-        return base_layer.get_parameter("weight").device, torch.float32
+        """What peft makes an adapter's weights in: the type of the products."""
+        held = base_layer.get_parameter("weight")
+        return held.device, base_layer.scale.dtype if isinstance(base_layer, Float8Linear) else held.dtype
 
 
-def _product(x: Tensor, frozen: torch.nn.Linear, a: Tensor | None, b: Tensor | None) -> Tensor:
-    """(…, inputs) -> (…, outputs) by a frozen layer, and by A and B where there are any."""
-    scale = frozen.scale if isinstance(frozen, Float8Linear) else None
-    outputs = _Product.apply(x.flatten(0, -2), frozen.weight, scale, frozen.bias, a, b)
-    return outputs.unflatten(0, x.shape[:-1])
+def outputs(x: Tensor, layers: Sequence[torch.nn.Module]) -> list[Tensor]:
+    """(…, inputs) -> (…, outputs) of each of the layers, which all read x.
+
+    Where all have a LoRA, x goes once through all A, and its gradient is added up within the products.
+    """
+    adapted = [layer for layer in layers if isinstance(layer, AdaptedLinear) and not layer.disable_adapters]
+    if len(adapted) < len(layers):
+        return [layer(x) for layer in layers]
+    held = [tensor for layer in adapted for tensor in layer.held()]
+    return [y.unflatten(0, x.shape[:-1]) for y in _Products.apply(x.flatten(0, -2), *held)]
+
+
+def output_of_two(x: Tensor, y: Tensor, layer: torch.nn.Module) -> Tensor:
+    """(…, inputs) of a layer whose inputs are those of x and then those of y -> (…, outputs)."""
+    if not isinstance(layer, AdaptedLinear) or layer.disable_adapters:
+        return layer(torch.cat([x, y], dim=-1))
+    output = _ProductOfTwo.apply(x.flatten(0, -2), y.flatten(0, -2), *layer.held())
+    return output.unflatten(0, x.shape[:-1])
 
 
 def _taken_out(weight: Tensor, scale: Tensor | None) -> Tensor:
-    """The weights that products are made with. Where they are held in float8, eagerly for this moment alone; what a
-    compiler makes of it keeps them to the block's backward pass."""
+    """The weights that products are made with; where they are held in float8, for this moment alone."""
     return weight if scale is None else weight.to(scale.dtype) * scale
 
 
-class _Product(torch.autograd.Function):
-    """y = x W^T + bias + (x A^T) B^T for x (M, inputs); W and its bias get no gradient.
-
-    Kept for the backward pass: W as it is held, x, which all layers that read it share, x A^T (M, rank), and A and B in
-    the type of x; without A and B, W alone.
-    """
+class _Frozen(torch.autograd.Function):
+    """y = x W^T + bias for x (M, inputs) and W held in float8, of which alone something is kept."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        scale: Tensor | None,
-        bias: Tensor | None,
-        a: Tensor | None,
-        b: Tensor | None,
-    ) -> Tensor:
-        outputs = F.linear(x, _taken_out(weight, scale), bias)
-        if a is None or b is None:
-            ctx.save_for_backward(weight, scale, None, None, None, None)
-            return outputs
-        a, b = a.to(x.dtype), b.to(x.dtype)
-        inner = F.linear(x, a)  # (M, rank)
-        ctx.save_for_backward(weight, scale, x, inner, a, b)
-        # A compiler fuses the sum by itself, and torch 2.11's loses the gradient of a result that was made in place
-        # (pytorch/pytorch#180642).
-        if torch.compiler.is_compiling():
-            return torch.addmm(outputs, inner, b.T)
-        return outputs.addmm_(inner, b.T)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight, scale)
+        return F.linear(x, _taken_out(weight, scale), bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        weight, scale, x, inner, a, b = ctx.saved_tensors
-        of_x = gradient @ _taken_out(weight, scale) if ctx.needs_input_grad[0] else None
-        if x is None:
-            return of_x, None, None, None, None, None
-        of_inner = gradient @ b  # (M, rank)
-        if of_x is not None:
-            of_x.addmm_(of_inner, a)
-        return of_x, None, None, None, (of_inner.T @ x).float(), (gradient.T @ inner).float()
+        return gradient @ _taken_out(*ctx.saved_tensors), None, None, None
+
+
+class _Products(torch.autograd.Function):
+    """y = x W^T + bias + (x A^T) B^T for x (M, inputs) and each of the layers, given as W, its scale, bias, A and B.
+
+    W and bias get no gradient. Kept for the backward pass: W as it is held, x, x A^T (M, rank), A and B.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *held: Any) -> tuple[Tensor, ...]:
+        weights, scales, biases, downs, ups = (held[i::5] for i in range(5))
+        down = downs[0] if len(downs) == 1 else torch.cat(downs)  # (layers * rank, inputs)
+        inner = F.linear(x, down)  # (M, layers * rank)
+        ctx.layers = len(weights)
+        ctx.save_for_backward(x, inner, down, *weights, *scales, *ups)
+        parts = inner.chunk(ctx.layers, dim=1)
+        return tuple(
+            F.linear(x, _taken_out(weight, scale), bias).addmm_(part, up.T)
+            for weight, scale, bias, part, up in zip(weights, scales, biases, parts, ups, strict=True)
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, inner, down, *rest = ctx.saved_tensors
+        weights, scales, ups = (rest[i : i + ctx.layers] for i in range(0, len(rest), ctx.layers))
+        of_inner = torch.empty_like(inner)
+        of_ups = []
+        parts = zip(gradients, ups, inner.chunk(ctx.layers, 1), of_inner.chunk(ctx.layers, 1), strict=True)
+        for gradient, up, part, of_part in parts:
+            torch.mm(gradient, up, out=of_part)
+            of_ups.append(gradient.T @ part)
+        of_downs = (of_inner.T @ x).chunk(ctx.layers)
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = of_inner @ down
+            for gradient, weight, scale in zip(gradients, weights, scales, strict=True):
+                of_x.addmm_(gradient, _taken_out(weight, scale))
+        of_pairs = zip(of_downs, of_ups, strict=True)
+        return of_x, *(g for of_down, of_up in of_pairs for g in (None, None, None, of_down, of_up))
+
+
+class _ProductOfTwo(torch.autograd.Function):
+    """The same of one layer, whose x lies in two tensors (M, its inputs): no third is made of them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None, a: Tensor, b: Tensor
+    ) -> Tensor:
+        width = x.shape[1]
+        wide = _taken_out(weight, scale)
+        inner = F.linear(x, a[:, :width]).addmm_(y, a[:, width:].T)
+        ctx.save_for_backward(x, y, inner, weight, scale, a, b)
+        return F.linear(x, wide[:, :width], bias).addmm_(y, wide[:, width:].T).addmm_(inner, b.T)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, inner, weight, scale, a, b = ctx.saved_tensors
+        width = x.shape[1]
+        wide = _taken_out(weight, scale)
+        of_inner = gradient @ b
+        of_x = (gradient @ wide[:, :width]).addmm_(of_inner, a[:, :width])
+        of_y = (gradient @ wide[:, width:]).addmm_(of_inner, a[:, width:])
+        of_a = torch.cat([of_inner.T @ x, of_inner.T @ y], dim=1)
+        return of_x, of_y, None, None, None, of_a, gradient.T @ inner

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from diffusers import FluxTransformer2DModel
 from PIL import Image
 
-from lora import adapter, attention, base, fit, generate, graphs, hardware, prior, report, validation
+from lora import adapter, base, fit, forward, generate, graphs, hardware, prior, report, validation
 from lora.base import Base
 from lora.encode import Example, Text
 from lora.fit import Settings
@@ -50,29 +50,32 @@ Learned = tuple[list[Preview], Curve]
 def learn(material: Material, flux: Base, plan: Plan, settings: Settings, save: Save, told: Audience) -> Learned:
     """Trains, saves, and returns the previews and the curve.
 
-    Where the GPU's memory runs out it begins again, once, with a safer plan. Raises ValueError where that is not
-    enough either, or the loss is no longer a number.
+    Where the GPU's memory runs out it begins again, once, with a safer plan; and where its steps cannot be recorded,
+    without that. Raises ValueError where that is not enough either, or the loss is no longer a number.
     """
-    for last in (False, True):
+    ran_out = False
+    while True:
         try:
             return _attempt(material, flux, plan, settings, save, told)
+        except graphs.CannotRecord as error:
+            again = dataclasses.replace(plan, recorded=False)
+            why = f"the steps cannot be recorded on this GPU and are run as they are, which is slower ({error})"
         except RuntimeError as error:
             if not hardware.is_out_of_memory(error):
                 raise
-            safer = None if last else hardware.safer(plan)
+            safer = None if ran_out else hardware.safer(plan)
             if safer is None:
                 raise ValueError(
                     f"the GPU's memory ran out ({plan.reason}; batch_size {settings.batch_size}, resolution"
                     f" {','.join(map(str, material.resolutions))}, {len(material.learned)} examples): set a lower"
                     " resolution, batch_size or lora_rank, send fewer pictures, or take a GPU with more memory"
                 ) from error
+            ran_out, again, why = True, safer, f"the GPU's memory ran out: {safer.reason}"
         finally:
-            # Behind the except, whose traceback holds the failed attempt's tensors. Compiled blocks hold themselves
-            # until Python looks for such circles.
+            # Behind the except, whose traceback holds the failed attempt's tensors.
             base.free(anywhere=True)
-        plan, settings = safer, dataclasses.replace(settings, batch_size=safer.batch_size)
-        told.log(f"{WARNING}the GPU's memory ran out; once more from the start of the training: {plan.reason}")
-    raise AssertionError("the last attempt returns or raises")
+        plan, settings = again, dataclasses.replace(settings, batch_size=again.batch_size)
+        told.log(f"{WARNING}{why}; once more from the start of the training")
 
 
 def _attempt(material: Material, flux: Base, plan: Plan, settings: Settings, save: Save, told: Audience) -> Learned:
@@ -80,6 +83,7 @@ def _attempt(material: Material, flux: Base, plan: Plan, settings: Settings, sav
     with contextlib.ExitStack() as lent:
         with stage("loading the transformer"):
             transformer = lent.enter_context(flux.transformer(plan))
+            lent.enter_context(forward.for_training(transformer))
             if plan.checkpointing:
                 transformer.enable_gradient_checkpointing()
         with stage("drawing what the base draws"):
@@ -90,13 +94,11 @@ def _attempt(material: Material, flux: Base, plan: Plan, settings: Settings, sav
         sketch = _sketcher(material, flux, plan, transformer, settings.seed, told)
         with stage("training"):
             parameters = adapter.attach(transformer, material.rank, settings.seed, material.modules, material.start)
-            lent.enter_context(attention.for_training(transformer))
             told.log(f"{sum(p.numel() for p in parameters):,} weights to train, on {len(material.learned)} examples")
-            if plan.compiled:
-                told.log("compiling in the first step: some two minutes where no earlier training left its kernels")
-                tokens = {*(len(example.mean) for example in material.learned), *(len(drawn.noisy) for drawn in priors)}
-                lent.enter_context(graphs.compiled(transformer, len(tokens)))
-            reports = fit.fit(transformer, parameters, material.learned, priors, texts, settings)
+            if plan.recorded:
+                sizes = {example.size for example in material.learned}
+                told.log(f"recording the passes of {len(sizes)} sizes of pictures first, about a second each")
+            reports = fit.fit(transformer, parameters, material.learned, priors, texts, settings, plan.recorded)
             looked_at = validation.smallest(material.unseen or material.learned)
             check = functools.partial(validation.loss, transformer, looked_at, texts, settings.seed)
             turn = validation.Turn(parameters) if material.unseen else None
@@ -128,10 +130,10 @@ def _sketcher(
         try:
             with flux.vae(plan) as vae:
                 pipeline = generate.pipeline_of(transformer, vae, flux.scheduler)
-                return [
-                    generate.draw(pipeline, material.texts[prompt], (side, side), seed + i)
-                    for i, prompt in enumerate(material.asked)
-                ]
+                asked = [material.texts[prompt] for prompt in material.asked]
+                seeds = [seed + i for i in range(len(asked))]
+                with forward.of_diffusers(transformer):
+                    return generate.draw_all(pipeline, asked, (side, side), seeds)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             told.log(f"{WARNING}previews could not be drawn and are left out; the training is not touched ({reason})")

@@ -20,6 +20,8 @@ CHECKS = 12
 """In a training, and one before it: some 1.5 % of its time, where it has 1000 steps."""
 LOOKS = 8
 """Forward passes in a check, at timesteps evenly spread over 0 to 1."""
+AT_ONCE = 4
+"""Looks in a batch: one by one, a GPU waits for the host."""
 FEWEST_TO_HOLD_OUT = 8
 """Pictures: of fewer, none can be spared."""
 PATIENCE = 3
@@ -46,7 +48,6 @@ def smallest(examples: Sequence[Example], most: int = 4) -> list[Example]:
 
 
 @torch.no_grad()
-@torch.compiler.set_stance("force_eager")
 def loss(
     transformer: FluxTransformer2DModel, examples: Sequence[Example], texts: Mapping[str, Text], seed: int
 ) -> float:
@@ -57,17 +58,22 @@ def loss(
     """
     device = next(transformer.parameters()).device
     generator = torch.Generator().manual_seed(seed)
-    losses = []
+    by_size: dict[tuple[int, int], list[tuple[float, Example, Tensor]]] = {}
     for look in range(LOOKS):
         example = examples[look % len(examples)]
-        latents = batched([example.mean], device)
-        noise = torch.randn(latents.shape, generator=generator).to(latents)
-        timesteps = torch.full((1,), (look + 0.5) / LOOKS, device=device)
-        noisy = flow.add_noise(latents, noise, timesteps)
-        text = stack(texts, [example.caption], device)
-        prediction = flow.velocity(transformer, noisy, timesteps, flow.TRAINING_GUIDANCE, text, example.size)
-        losses.append(flow.flow_loss(prediction, latents, noise))
-    return torch.stack(losses).mean().item()
+        noise = torch.randn(example.mean.shape, generator=generator).to(example.mean)
+        by_size.setdefault(example.size, []).append(((look + 0.5) / LOOKS, example, noise))
+    total = torch.zeros((), device=device)
+    for size, looks in by_size.items():
+        for start in range(0, len(looks), AT_ONCE):
+            times, seen, drawn = zip(*looks[start : start + AT_ONCE], strict=True)
+            latents, noise = batched([example.mean for example in seen], device), batched(drawn, device)
+            timesteps = torch.tensor(times, device=device)
+            noisy = flow.add_noise(latents, noise, timesteps)
+            text = stack(texts, [example.caption for example in seen], device)
+            prediction = flow.velocity(transformer, noisy, timesteps, flow.TRAINING_GUIDANCE, text, size)
+            total += flow.flow_loss(prediction, latents, noise) * len(seen) / LOOKS
+    return total.item()
 
 
 class Turn:

@@ -69,7 +69,7 @@ class Audience:
 def follow(reports: Iterator[StepReport], steps: int, watch: Callable[[int], bool], told: Audience) -> list[float]:
     """Runs the loop, with a line every few seconds; the loss of every step. `watch(step)` says when to stop.
 
-    The rate is of the last RATE_OVER lines, and leaves out the first step, in which what is compiled is compiled.
+    The rate is of the last RATE_OVER lines, and leaves out the first step, before which passes are recorded.
     Raises ValueError where the loss is no longer a number.
     """
     losses = []

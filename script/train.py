@@ -29,8 +29,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _train(values: dict[str, object], output: Path) -> None:
-    # The container's is in cog.yaml. Left to torch it would lie in the work folder, and go with it.
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / ".compiled"))
     with cli.importing():
         from train import train  # only now: it loads torch
 

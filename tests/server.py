@@ -115,7 +115,6 @@ def serve(
         "PYTHONPATH": str(ROOT),
         "PORT": str(port),
         "TMPDIR": str(temporary),
-        "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
         "COG_PREDICT_TYPE_STUB": f"{ROOT / model}:Predictor",
         "COG_TRAIN_TYPE_STUB": f"{ROOT / 'train.py'}:train",
         **variables,

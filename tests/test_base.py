@@ -19,7 +19,7 @@ from lora.base import Base
 from lora.hardware import Gpu, Plan
 from tests import hub_server
 
-GPU = Gpu(name="NVIDIA H100 80GB HBM3", memory=80 * 2**30, capability=(9, 0))
+GPU = Gpu(name="NVIDIA H100 80GB HBM3", memory=80 * 2**30)
 
 
 @pytest.fixture

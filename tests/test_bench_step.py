@@ -134,7 +134,7 @@ def test_a_small_run_measures_every_way_and_is_not_repeated(
 
 def _cell(case: str, way: str, *seconds: float, **changes: Any) -> Cell:
     values = {"first": 1.0, "rounds": [list(seconds)], "processor": [[0.1]], "tflop": 100.0, "matrix_rate": 800.0}
-    values |= {"peak": 60.0, "graphs": 0}
+    values |= {"peak": 60.0}
     return Cell(case=case, way=way, **{**values, **changes})
 
 

@@ -183,7 +183,6 @@ def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     # As script/python starts it: the project comes first, the folder that the user is in does not count.
     environment = {name: value for name, value in os.environ.items() if name not in ("FLUX_BASE", "CAPTIONER")}
     environment |= {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1", "TMPDIR": str(folder / "tmp")}
-    environment |= {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
     return subprocess.Popen(
         [sys.executable, "-m", "script.train", *arguments],
         cwd=folder,

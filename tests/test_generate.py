@@ -87,6 +87,17 @@ def test_a_drawing_is_that_of_diffusers_pipeline(pipeline: FluxPipeline, texts: 
     assert theirs.size == SIZE
 
 
+def test_drawn_together_they_are_what_each_is_alone(pipeline: FluxPipeline, texts: dict[str, Text]) -> None:
+    asked = [texts[prompt] for prompt in ("a TOK", "a red house", "", "a VEK", "a TOK on a table")]
+    assert len(asked) > generate.AT_ONCE
+    seeds = range(3, 3 + len(asked))
+    together = generate.draw_all(pipeline, asked, SIZE, seeds, steps=2)
+    for picture, text, seed in zip(together, asked, seeds, strict=True):
+        alone = generate.draw(pipeline, text, SIZE, seed, steps=2)
+        assert picture.size == alone.size == SIZE
+        assert np.abs(np.asarray(picture).astype(int) - np.asarray(alone)).max() <= 1
+
+
 def test_a_drawing_from_a_picture_is_that_of_diffusers_pipeline(pipeline: FluxPipeline, texts: dict[str, Text]) -> None:
     start = Image.linear_gradient("L").resize(SIZE).convert("RGB")
     text = texts["a TOK"]

@@ -1,5 +1,6 @@
 """Whole trainings on the toy base: what comes out, what is left behind, and what a user is told."""
 
+import dataclasses
 import json
 import multiprocessing
 import re
@@ -134,7 +135,7 @@ def test_previews_that_fail_cost_nobody_the_lora(
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
 
     whole = _run(archive, tmp_path / "whole")
-    monkeypatch.setattr(generate, "draw", fails)
+    monkeypatch.setattr(generate, "draw_all", fails)
     lines: list[str] = []
     tar = _run(archive, tmp_path / "out", lines.append)
     with tarfile.open(tar) as opened, tarfile.open(whole) as other:
@@ -356,3 +357,22 @@ def test_when_memory_runs_out_the_training_begins_once_more_with_a_safer_plan(
     with pytest.raises(ValueError, match=r"memory ran out.*set a lower resolution, batch_size or lora_rank"):
         _run(archive, tmp_path / "none", batch_size=2)
     assert list(work.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="where there is no GPU nothing can be recorded")
+def test_where_steps_cannot_be_recorded_the_training_runs_them_as_they_are_and_says_so(
+    archive: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lora(tar: Path) -> bytes:
+        with tarfile.open(tar) as opened:
+            weights = opened.extractfile(job.WEIGHTS_MEMBER)
+            assert weights
+            return weights.read()
+
+    wanted = lora(_run(archive, tmp_path / "wanted"))
+    plan = hardware.plan(None, 1, (64,), batch_size=1, rank=4)
+    monkeypatch.setattr(hardware, "plan", lambda *_, **__: dataclasses.replace(plan, recorded=True))
+    lines: list[str] = []
+    assert lora(_run(archive, tmp_path / "out", lines.append)) == wanted
+    said = "warning: the steps cannot be recorded on this GPU and are run as they are, which is slower (RuntimeError: "
+    assert [line for line in lines if line.startswith(said)]

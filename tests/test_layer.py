@@ -61,7 +61,7 @@ def _gradients_on(
 
     trained = {name: p for name, p in transformer.named_parameters() if p.requires_grad}
     for name in sorted(trained):
-        trained[name].data = (0.3 * randn(*trained[name].shape)).float()
+        trained[name].data = (0.3 * randn(*trained[name].shape)).to(trained[name].dtype)
     said = {prompt: {key: t.bfloat16().to(dtype) for key, t in text.items()} for prompt, text in texts.items()}
     for size in SIZES:
         noisy, wanted = randn(2, size[0] * size[1] // 4, 16), randn(2, size[0] * size[1] // 4, 16)
@@ -92,7 +92,7 @@ def test_in_bf16_every_gradient_is_float32s_within_bf16s_rounding_and_no_worse_t
 ) -> None:
     wanted = _gradients(tiny_flux, _by_us, texts, torch.float32)
     gradients = _gradients(tiny_flux, _by_us, texts, torch.bfloat16)
-    assert {gradient.dtype for gradient in gradients.values()} == {torch.float32}
+    assert {gradient.dtype for gradient in gradients.values()} == {torch.bfloat16}
     errors = _errors(gradients, wanted)
     theirs = _errors(_gradients(tiny_flux, _by_peft, texts, torch.bfloat16), wanted)
     assert errors.max() < 8 * 2**-8
@@ -135,7 +135,7 @@ def test_it_keeps_its_input_once_and_little_beside_it(dtype: torch.dtype) -> Non
     assert sum(kept.values()) <= x.nbytes + 3 * x.nbytes * 4 // 64 + weights + masters
 
 
-def _in_float8(model: FluxTransformer2DModel, dtype: torch.dtype = torch.float32) -> FluxTransformer2DModel:
+def in_float8(model: FluxTransformer2DModel, dtype: torch.dtype = torch.float32) -> FluxTransformer2DModel:
     """As `lora.base` loads it."""
     weights = copy.deepcopy(model).to(dtype).state_dict()
     model = copy.deepcopy(model)
@@ -179,7 +179,7 @@ def test_float8_is_within_a_sixteenth_of_a_weight_and_the_scale_loses_nothing(dt
 def test_on_a_float8_base_gradients_are_those_on_the_weights_that_it_holds(
     checkpointing: bool, tiny_flux: FluxTransformer2DModel, texts: dict[str, Text]
 ) -> None:
-    narrow = _in_float8(copy.deepcopy(tiny_flux).bfloat16().float())
+    narrow = in_float8(copy.deepcopy(tiny_flux).bfloat16().float())
     plain = _taken_out(narrow)
     if checkpointing:
         narrow.enable_gradient_checkpointing()
@@ -192,7 +192,7 @@ def test_on_a_float8_base_gradients_are_those_on_the_weights_that_it_holds(
 def test_in_float8_attention_and_mlp_take_a_byte_a_weight_and_nothing_else_is_touched(
     tiny_flux: FluxTransformer2DModel,
 ) -> None:
-    narrow = _in_float8(tiny_flux, torch.bfloat16)
+    narrow = in_float8(tiny_flux, torch.bfloat16)
     found = {name for name, module in narrow.named_modules() if isinstance(module, Float8Linear)}
     assert found == set(adapter.target_modules(tiny_flux))
     saved = sum(outputs * inputs - 2 * outputs for outputs, inputs in map(adapter.shapes(narrow).get, found))
@@ -201,9 +201,10 @@ def test_in_float8_attention_and_mlp_take_a_byte_a_weight_and_nothing_else_is_to
         return sum(tensor.nbytes for tensor in model.state_dict().values())
 
     assert held(narrow) == held(copy.deepcopy(tiny_flux).bfloat16()) - saved
-    masters = adapter.attach(narrow, 4, seed=3)
-    plain = adapter.attach(tiny_flux, 4, seed=3)
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(masters, plain, strict=True))
+    trained = adapter.attach(narrow, 4, seed=3)
+    plain = adapter.attach(copy.deepcopy(tiny_flux).bfloat16(), 4, seed=3)
+    assert {parameter.dtype for parameter in trained} == {torch.bfloat16}
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(trained, plain, strict=True))
 
 
 def test_a_float8_layer_without_a_lora_passes_the_gradient_on_and_keeps_only_what_it_holds() -> None:

@@ -28,7 +28,7 @@ def _followed(seconds: Sequence[float], steps: int) -> tuple[list[str], list[flo
     return lines, [value for name, value in told if name == "seconds_left"]
 
 
-def test_the_first_step_which_compiles_does_not_count_into_the_rate_and_the_time_left() -> None:
+def test_the_first_step_which_waits_for_recordings_does_not_count_into_the_rate_and_the_time_left() -> None:
     lines, left = _followed((120.0, 124.0, 128.0, 132.0), 30)
     assert lines[0] == "step 1/30 (3%), loss 0.0000, prior 0.0000, lr 0.0001, 120.0 s for the first"
     assert lines[1].endswith("4.000 s/it, 1:52 left")
