@@ -245,11 +245,10 @@ def scenes_with(look: Creature | Style, count: int, seed: int) -> list[Scene]:
     rng = random.Random(f"scenes {seed}")
     scenes = []
     for i in range(count):
-        thing = world.sample_thing(rng, plain=True)
         if isinstance(look, Style):
-            scenes.append(world.sample_scene(rng, [thing], look))
+            scenes.append(world.sample_scene(rng, [world.sample_thing(rng, plain=True)], look))
         else:
-            scenes.append(world.sample_scene(rng, [look, thing] if i % 3 == 2 else [look]))
+            scenes.append(world.in_company(rng, look) if i % 3 == 2 else world.sample_scene(rng, [look]))
     return scenes
 
 

@@ -91,7 +91,7 @@ def preview_prompts(
         subject = [
             f"a {name} on a white background",
             f"a {name} on a red background",
-            f"a large {name} on a green background",
+            f"a yellow star on the left and a {name} on the right on a green background",
         ]
     else:
         things = ["a lighthouse on a cliff", "a cat asleep on a chair", "a woman reading in a garden"]

@@ -16,7 +16,7 @@ from toyflux import evaluate, judge, world
 from toyflux.world import Creature, Scene, Style
 
 ROOT = Path(__file__).parent.parent
-DRAWS = 80
+DRAWS = 200
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,6 +71,15 @@ def test_captions_read_as_a_person_would_write_them() -> None:
     assert world.caption(styled) == "a large TOK on an orange background, in the style of Morvani"
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_styles_pictures_name_everything_about_equally_often(seed: int) -> None:
+    captions = [text for _, text in world.style_set(world.UNSEEN_STYLES[0], 20, seed)]
+    assert len(set(captions)) == 20
+    for words in (world.SHAPES, [f"{colour} background" for colour in COLOURS]):
+        counts = [sum(word in text for text in captions) for word in words]
+        assert 1 <= min(counts) <= max(counts) <= 4, dict(zip(words, counts, strict=True))
+
+
 def test_a_paraphrase_keeps_the_names() -> None:
     rng = random.Random(0)
     for _ in range(300):

@@ -550,19 +550,21 @@ NATIVE_SHARE = 0.75
 
 def pool_scene(rng: random.Random, company: bool) -> world.Scene:
     """A scene of the training's kinds, those more often that take longest to learn: one in six shows two things (in
-    the world one in ten does), and plain things are shown more often than striped and dotted ones. In `company`, one in
-    three shows a creature beside a thing."""
+    the world one in ten does), and plain things are shown more often than striped and dotted ones. In `company`, three
+    in ten show a creature beside a thing, and three in ten a style."""
 
     def weight(scene: world.Scene) -> float:
+        look = scene.items[0].look
         if len(scene.items) == 2:
             creatures = sum(isinstance(item.look, world.Creature) for item in scene.items)
-            return 12.0 if company and creatures == 1 else 2.0
+            return 16.0 if company and creatures == 1 else 2.0
         if scene.style is not None:
-            return 0.75
-        look = scene.items[0].look
-        return 1.7 if isinstance(look, world.Thing) and look.fill == "plain" else 1.0
+            return 3.5 if company else 0.75
+        if isinstance(look, world.Creature):
+            return 1.3 if company else 1.0
+        return 1.7 if look.fill == "plain" else 1.0
 
-    heaviest = 12.0 if company else 2.0
+    heaviest = 16.0 if company else 2.0
     while True:
         scene = world.training_scene(rng)
         if rng.random() * heaviest < weight(scene):
@@ -747,8 +749,8 @@ def _work(rank: int, arguments: argparse.Namespace) -> None:
     torch.manual_seed(2)
     teacher = new_transformer().to(machine.device)
     train_transformer("transformer", machine, teacher, text, pool, steps=36000, batch=32, lr=2e-3, log=log)
-    pool = render_pool(machine, vae, 40000, log, company=True)
-    train_transformer("company", machine, teacher, text, pool, steps=12000, batch=32, lr=1e-3, log=log)
+    pool = render_pool(machine, vae, 88000, log, company=True)
+    train_transformer("company", machine, teacher, text, pool, steps=41000, batch=32, lr=1e-3, log=log)
     student = distil_guidance(machine, text, teacher, pool, 500, 32, log)
     if rank == 0:
         save_pipeline(arguments.out, vae, text, student)

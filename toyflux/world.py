@@ -2,7 +2,7 @@
 
 A `Scene` is plain data: one or two items (a coloured `Thing`, or a `Creature` with a made-up name), their sizes and
 places, a background colour, and perhaps a named `Style`. `draw(scene, seed)` makes its picture, `caption(scene)` its
-text. The looks behind made-up names follow from the names alone (`creature`, `style`), and 100 + 16 of them are the
+text. The looks behind made-up names follow from the names alone (`creature`, `style`), and 100 + 64 of them are the
 base's to learn. `SUBJECTS` and `UNSEEN_STYLES` are looks which the base never sees: a LoRA has to teach them.
 
 Nothing here is random but by the seed given. Pictures are RGB; sizes are (width, height) in pixels.
@@ -17,6 +17,7 @@ import random
 import string
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -162,8 +163,9 @@ def _distinct_words(count: int, rng: random.Random, taken: Iterable[str]) -> tup
 
 NAMES = _distinct_words(100, random.Random("names"), _TAKEN)
 """The creatures' names that the base learns."""
-STYLE_NAMES = _distinct_words(16, random.Random("styles"), _TAKEN | set(NAMES))
-"""The styles' names that the base learns."""
+STYLE_NAMES = _distinct_words(64, random.Random("styles"), _TAKEN | set(NAMES))
+"""The styles' names that the base learns. With sixteen of them it showed a style that a LoRA had taught it under other
+words too, as if any word would do (`bench/NOTES.md`)."""
 
 
 def unknown_words(count: int, seed: int = 0) -> tuple[str, ...]:
@@ -336,6 +338,11 @@ def sample_scene(
         place = rng.choice(["centre"] * 4 + list(PLACES)[1:]) if size != "large" else "centre"
         items = (Item(look=looks[0], size=size, place=place),)
     return Scene(items=items, background=background, style=scene_style)
+
+
+def in_company(rng: random.Random, look: Creature) -> Scene:
+    """The creature beside a plain thing, on either side of it."""
+    return sample_scene(rng, rng.sample([look, sample_thing(rng, plain=True)], 2))
 
 
 def training_scene(rng: random.Random) -> Scene:
@@ -676,21 +683,42 @@ def sheet(images: Sequence[Image.Image], columns: int, gap: int = 4) -> Image.Im
 
 
 def subject_set(subject: Creature, count: int, seed: int = 0) -> list[tuple[Image.Image, str]]:
-    """Pictures of a subject in places, sizes and on backgrounds by the seed, no two alike, with captions."""
+    """Pictures of a subject in places, sizes and on backgrounds by the seed, no two alike, with captions; one in three
+    shows a thing beside it, as people's photographs do."""
     rng = random.Random(f"subject {subject.name} {seed}")
-    return _pictures(lambda: sample_scene(rng, [subject]), count, seed)
+
+    def scene(number: int) -> Scene:
+        return in_company(rng, subject) if number % 3 == 2 else sample_scene(rng, [subject])
+
+    return _pictures(scene, count, seed)
 
 
 def style_set(manner: Style, count: int, seed: int = 0) -> list[tuple[Image.Image, str]]:
-    """Pictures of the base's own things in a style, no two alike, with captions."""
+    """Pictures of the base's own things in a style, no two alike, with captions. All shapes, colours and backgrounds
+    come about equally often: what was never named with the style keeps its own look in it."""
     rng = random.Random(f"style {manner.name} {seed}")
-    return _pictures(lambda: sample_scene(rng, [sample_thing(rng, plain=True)], manner), count, seed)
+    named = Counter[str]()
+
+    def scene(_: int) -> Scene:
+        found = [sample_scene(rng, [sample_thing(rng, plain=True)], manner) for _ in range(20)]
+        best = min(found, key=lambda scene: sum(named[word] for word in _named(scene)))
+        named.update(_named(best))
+        return best
+
+    return _pictures(scene, count, seed)
 
 
-def _pictures(sample: Callable[[], Scene], count: int, seed: int) -> list[tuple[Image.Image, str]]:
+def _named(scene: Scene) -> list[str]:
+    [item] = scene.items
+    assert isinstance(item.look, Thing)
+    return [item.look.shape, f"of {item.look.colour}", f"on {scene.background}"]
+
+
+def _pictures(sample: Callable[[int], Scene], count: int, seed: int) -> list[tuple[Image.Image, str]]:
+    """`sample` is given the number of pictures that there are already."""
     scenes: dict[str, Scene] = {}
     while len(scenes) < count:
-        scene = sample()
+        scene = sample(len(scenes))
         scenes.setdefault(caption(scene), scene)
     return [(draw(scene, seed * 1000 + i), text) for i, (text, scene) in enumerate(scenes.items())]
 
