@@ -1,7 +1,7 @@
 """Forward and backward passes of the training, on a GPU recorded once for each size of pictures and then replayed.
 
-A step of FLUX.1-dev is some nine thousand kernels, and launching them one by one takes a machine's processor longer
-than a GPU of 2022 needs to run them (bench/NOTES.md). A CUDA graph is launched as one
+A step of FLUX.1-dev is some eight thousand kernels (`script/bench traffic`), and launching them one by one took longer
+than an H200 needs to run them (bench/NOTES.md). A CUDA graph is launched as one
 (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs): the same kernels on the same memory, so a recording
 has inputs of its own, into which the batch is copied, and leaves its results where the next replay overwrites them.
 """

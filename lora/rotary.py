@@ -1,6 +1,6 @@
 """Queries and keys on their way to attention: RMS norm and rotary position embeddings, on a GPU in one kernel.
 
-Kernel by kernel, both passes move five times as many bytes as the queries and keys have (bench/NOTES.md).
+Operation by operation, both passes move some five times the bytes that they need (counted; bench/NOTES.md).
 """
 
 import functools
@@ -48,7 +48,7 @@ def _there_is_a_kernel() -> bool:
     try:
         by_kernel([(x, norm)], torch.ones(1, 1, 1, 8, dtype=torch.complex64, device="cuda"))
     except Exception as error:
-        warnings.warn(f"Triton makes no kernels here ({error}): a step takes some 5 % longer", stacklevel=2)
+        warnings.warn(f"Triton makes no kernels here ({error}): a step takes up to a tenth longer", stacklevel=2)
         return False
     return True
 

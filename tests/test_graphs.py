@@ -12,8 +12,6 @@ from lora.encode import Example, Text
 from lora.graphs import Passes
 from tests.test_fit import SCHEDULER, SETTINGS
 
-CPU = torch.device("cpu")
-
 
 def test_gradients_are_added_up_until_they_are_zeroed() -> None:
     weight = torch.ones(3, requires_grad=True)
