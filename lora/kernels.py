@@ -15,14 +15,19 @@ ROWS = 16
 
 
 def launch(
-    kernel: Any, turn: Tensor, eps: float, parts: Sequence[Tensor], weights: Sequence[Tensor], more: Any, tokens: int
+    kernel: Any,
+    turn: Tensor,
+    eps: float,
+    parts: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    more: Sequence[tuple[Tensor, ...]],
+    tokens: int,
 ) -> None:
     """Runs a kernel on every part, with the tensors that it needs besides."""
     offset = 0
     for x, weight, besides in zip(parts, weights, more, strict=True):
         own, heads, width = x.shape[1:]
         rows = len(x) * own * heads
-        besides = besides if isinstance(besides, tuple) else (besides,)
         grid = (triton.cdiv(rows, ROWS),)
         kernel[grid](x, weight, turn, *besides, heads, own, tokens, offset, rows, eps, WIDTH=width, ROWS=ROWS)
         offset += own

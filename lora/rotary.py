@@ -64,7 +64,7 @@ class _Turned(torch.autograd.Function):
         output = parts[0].new_empty(len(parts[0]), tokens, *parts[0].shape[2:])
         ctx.eps = eps
         ctx.save_for_backward(turn, *parts, *weights)
-        kernels.launch(kernels.forward, turn, eps, parts, weights, [output] * len(parts), tokens)
+        kernels.launch(kernels.forward, turn, eps, parts, weights, [(output,)] * len(parts), tokens)
         return output
 
     @staticmethod
