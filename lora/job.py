@@ -127,7 +127,7 @@ def run(
             learned = [example for example in examples if example not in unseen]
         with stage("encoding prompts"):
             asked = _preview_prompts(request, flux, rules)
-            count = settings.prior_prompts if request.prior_loss_weight else 0
+            count = settings.prior_prompts if settings.prior_loss_weight else 0
             apart = prior.prompts(spoken, request.trigger_word, count, settings.seed, settings.prior_kinds)
             texts, cut = encode.encode_texts(flux, plan, ["", *spoken, *asked, *apart])
             for prompt in (prompt for prompt in cut if prompt in spoken or prompt in asked):
@@ -290,17 +290,21 @@ def _settings(request: TrainRequest, flux: Base, log: Log) -> Settings:
     mean = fit.TIMESTEP_MEANS[request.lora_type]
     log(f"timesteps: logit-normal with mean {mean:g}, as suits a {request.lora_type}")
     kinds, drawings = prior.KINDS[request.lora_type], prior.DRAWINGS[request.lora_type]
-    if request.prior_loss_weight:
-        log(f"held to the base's own drawings: {drawings} for {', '.join(kinds)}, as suits a {request.lora_type}")
+    weight, why_weight = request.prior_loss_weight, "as asked for"
+    if weight is None:
+        weight, why_weight = fit.PRIOR_LOSS_WEIGHTS[request.lora_type], f"as suits a {request.lora_type}"
+    if weight:
+        log(f"held to what the base draws: weight {weight:g}, {why_weight}; {drawings} drawings of {', '.join(kinds)}")
     return Settings(
         steps=request.training_steps,
         batch_size=request.batch_size,
         learning_rate=rate,
         caption_dropout_rate=request.caption_dropout_rate,
-        prior_loss_weight=request.prior_loss_weight,
+        prior_loss_weight=weight,
         seed=seed,
         timestep_mean=mean,
         held=held,
+        prior_every=fit.PRIOR_EVERY[request.lora_type],
         prior_kinds=kinds,
         prior_prompts=drawings,
     )
