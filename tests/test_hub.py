@@ -22,6 +22,7 @@ from tests.test_request import a_request
 DECIDED = {
     "base": hub.FLUX_DEV,
     "learning_rate": 4e-4,
+    "prior_loss_weight": 0.1,
     "resolutions": (512, 1024),
     "seed": 7,
     "weights_of_step": 700,
@@ -80,7 +81,13 @@ def test_the_card_tells_how_to_use_it_and_how_it_was_trained(tmp_path: Path) -> 
     card = _card(tmp_path, layers_to_optimize_regex="a|b", training_steps=700)
     for part in ('load_lora_weights("me/my_lora"', "models/loras", "huggingface.co/me/my_lora", "# my\\_lora\n"):
         assert part in card
-    for row in ("| Pictures | 12 |", "| Steps | 700 |", "| Learning rate | 0.0004 |", "| Resolution | 512, 1024 |"):
+    for row in (
+        "| Pictures | 12 |",
+        "| Steps | 700 |",
+        "| Learning rate | 0.0004 |",
+        "| Prior loss weight | 0.1 |",
+        "| Resolution | 512, 1024 |",
+    ):
         assert row in card
     assert r"| Layers | a\|b |" in card
 
