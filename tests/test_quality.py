@@ -164,16 +164,16 @@ def test_an_unknown_recipe_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "magic: not one of defaults" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("look", ["TOK", "CHALQ"])
+@pytest.mark.parametrize("look", ["TOK", "GRAWL"])
 def test_a_small_run_teaches_a_subject_and_a_style_and_keeps_the_base(look: str) -> None:
-    """Half a minute each. Measured with seeds 1 and 2: fidelity .75 and .75 of the subject, .50 and .62 of the style;
-    traits from .20, .11 to .84, .80 and from .60, .60 to .78, .75; preservation 1.00; leak .00, .00, .00, .06."""
+    """Half a minute each. Measured with seeds 1 and 2: fidelity .75 and .75 of the subject, 1.00 and .75 of the style;
+    traits from .20, .11 to .84, .80 and from .50, .50 to .81, .83; preservation 1.00; leak .00, .00, .06, .00."""
     cell = _cell(look=look, pictures=12, draws=8, drawing_steps=10, steps=200)
     before = quality.run(replace(cell, recipe="base", steps=0))["scores"]
     after = quality.run(cell)["scores"]
     assert before["ceiling"] >= 0.8
     assert before["fidelity"] == 0
     assert after["fidelity"] >= 0.3
-    assert after["traits"] >= before["traits"] + (1 - before["traits"]) / 3
+    assert after["traits"] >= before["traits"] + 0.2
     assert after["preservation"] >= before["preservation"] - 0.05
     assert after["leak"] <= 0.15
