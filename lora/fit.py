@@ -49,8 +49,8 @@ class Settings:
     seed: int
     timestep_mean: float = 0.0
     """Of the logit-normal; see `flow.sample_timesteps`."""
-    uniform_timesteps: bool = False
-    """Every time from 0 to 1 alike, instead of the logit-normal."""
+    uniform_share: float = 0.0
+    """Share of the times that are drawn from 0 to 1 evenly, instead of by the logit-normal."""
     guidance: float = flow.TRAINING_GUIDANCE
     """What the transformer's guidance input is given, with the pictures and with the base's own draws."""
     held: float = 0.0
@@ -148,10 +148,7 @@ def picture_loss(
 
     latents = mean + std * randn()
     noise = randn()
-    if settings.uniform_timesteps:
-        timesteps = torch.rand(len(mean), generator=generator, device=mean.device)
-    else:
-        timesteps = flow.sample_timesteps(len(mean), generator, settings.timestep_mean)
+    timesteps = flow.sample_timesteps(len(mean), generator, settings.timestep_mean, settings.uniform_share)
     noisy = flow.add_noise(latents, noise, timesteps)
     text = {"prompt_embeds": prompt_embeds, "pooled": pooled}
     prediction = flow.velocity(transformer, noisy, timesteps, settings.guidance, text, size)

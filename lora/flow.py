@@ -50,21 +50,27 @@ def text_ids(tokens: int, device: torch.device | str = "cpu") -> Tensor:
     return torch.zeros(tokens, 3, device=device)
 
 
-def sample_timesteps(count: int, generator: torch.Generator, mean: float = 0.0, std: float = 1.0) -> Tensor:
-    """(count,) times in (0, 1), t = sigmoid(N(mean, std)): the logit-normal of arXiv:2403.03206, section 3.1.
+def sample_timesteps(count: int, generator: torch.Generator, mean: float = 0.0, uniform_share: float = 0.0) -> Tensor:
+    """(count,) times in (0, 1), t = sigmoid(N(mean, 1)): the logit-normal of arXiv:2403.03206, section 3.1; but a share
+    of them (0 to 1) evenly from all.
 
     A higher mean sees more noise, which settles layout and style; a lower one settles detail.
     """
-    return torch.sigmoid(mean + std * torch.randn(count, generator=generator, device=generator.device))
+    device = generator.device
+    times = torch.sigmoid(mean + torch.randn(count, generator=generator, device=device))
+    if not uniform_share:
+        return times
+    anywhere, chance = torch.rand(2, count, generator=generator, device=device)
+    return torch.where(chance < uniform_share, anywhere, times)
 
 
-def share_of_timesteps(low: float, high: float, mean: float = 0.0, std: float = 1.0) -> float:
+def share_of_timesteps(low: float, high: float, mean: float = 0.0, uniform_share: float = 0.0) -> float:
     """The share of `sample_timesteps` that lies from `low` to `high`, 0 to 1."""
 
     def below(t: float) -> float:
-        return statistics.NormalDist(mean, std).cdf(math.log(t / (1 - t))) if 0 < t < 1 else float(t >= 1)
+        return statistics.NormalDist(mean).cdf(math.log(t / (1 - t))) if 0 < t < 1 else float(t >= 1)
 
-    return below(high) - below(low)
+    return (1 - uniform_share) * (below(high) - below(low)) + uniform_share * (high - low)
 
 
 def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

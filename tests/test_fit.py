@@ -51,7 +51,8 @@ def _train(
     "changes",
     [
         {},
-        {"uniform_timesteps": True},
+        {"uniform_share": 0.5},
+        {"uniform_share": 1.0},
         {"timestep_mean": 1.5},
         {"guidance": 3.5},
         {"weight_decay": 10.0},
@@ -77,10 +78,10 @@ def test_a_step_equals_one_written_by_hand(
     )
     latents = example.mean[None] + example.std[None] * torch.randn(1, 3, 16, generator=generator)
     noise = torch.randn(1, 3, 16, generator=generator)
-    if "uniform_timesteps" in changes:
-        t = torch.rand(1, generator=generator)
-    else:
-        t = torch.sigmoid(torch.randn(1, generator=generator) + changes.get("timestep_mean", 0.0))
+    t = torch.sigmoid(torch.randn(1, generator=generator) + changes.get("timestep_mean", 0.0))
+    if "uniform_share" in changes:
+        anywhere, chance = torch.rand(2, generator=generator)
+        t = anywhere[None] if chance < changes["uniform_share"] else t
     predicted = reference(
         hidden_states=(1 - t) * latents + t * noise,
         timestep=t,

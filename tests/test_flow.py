@@ -52,10 +52,10 @@ def test_drawing_times_are_the_schedulers(steps: int, tokens: int, dynamic: bool
 
 
 def test_timesteps_are_diffusers_logit_normal() -> None:
-    for mean, std in ((0.0, 1.0), (1.5, 0.7)):
-        ours = flow.sample_timesteps(1000, torch.Generator().manual_seed(3), mean, std)
+    for mean in (0.0, 1.5):
+        ours = flow.sample_timesteps(1000, torch.Generator().manual_seed(3), mean)
         theirs = compute_density_for_timestep_sampling(
-            "logit_normal", 1000, mean, std, generator=torch.Generator().manual_seed(3)
+            "logit_normal", 1000, mean, 1.0, generator=torch.Generator().manual_seed(3)
         )
         torch.testing.assert_close(ours, theirs)
         assert ours.min() > 0
@@ -84,11 +84,11 @@ def test_one_euler_step_over_our_times_is_the_schedulers_step() -> None:
     torch.testing.assert_close(x + (times[1] - times[0]) * v, theirs)
 
 
-@pytest.mark.parametrize("mean", [0.0, 2.5])
-def test_the_shares_of_timesteps_are_those_of_the_samples(mean: float) -> None:
-    times = flow.sample_timesteps(100_000, torch.Generator().manual_seed(1), mean)
+@pytest.mark.parametrize(("mean", "uniform_share"), [(0.0, 0.0), (2.5, 0.0), (2.5, 0.5), (2.5, 1.0)])
+def test_the_shares_of_timesteps_are_those_of_the_samples(mean: float, uniform_share: float) -> None:
+    times = flow.sample_timesteps(100_000, torch.Generator().manual_seed(1), mean, uniform_share)
     edges = [1.0, 0.95, 0.8, 0.5, 0.2, 0.0]
-    shares = [flow.share_of_timesteps(low, high, mean) for high, low in itertools.pairwise(edges)]
+    shares = [flow.share_of_timesteps(low, high, mean, uniform_share) for high, low in itertools.pairwise(edges)]
     seen = [((low < times) & (times <= high)).float().mean().item() for high, low in itertools.pairwise(edges)]
     assert shares == pytest.approx(seen, abs=0.005)
     assert sum(shares) == pytest.approx(1)
