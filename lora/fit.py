@@ -32,6 +32,8 @@ style at its higher rate needs the long decay (bench/NOTES.md)."""
 TIMESTEP_MEANS = {"subject": 0.0, "style": 2.5}
 """Of the logit-normal. A style shows in layout, ground and colours, which much noise decides: near what
 arXiv:2411.14793 found for styles on FLUX.1-dev (3.0), and what the lab showed on the toy base (bench/NOTES.md)."""
+UNIFORM_SHARES = {"subject": 0.0, "style": 0.5}
+"""Of the pictures' times. A style shows in its strokes too, which little noise decides (bench/NOTES.md)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -227,11 +229,9 @@ def fit(
         fused=True,
     )
     means = [master.clone() for master in masters] if settings.ema_decay else []
-    # Half of the looks at the base's own draws are at the pictures' times, where other words must be told from the
-    # trigger; half at any time, for all of a drawing must stay (bench/NOTES.md).
-    shares = [
-        flow.share_of_timesteps(p.until, p.timestep, settings.timestep_mean) + p.timestep - p.until for p in priors
-    ]
+    # Half of the looks at the base's own draws are where the logit-normal has most pictures, for there other words must
+    # be told from the trigger; half at any time, for all of a drawing must stay (bench/NOTES.md).
+    shares = [flow.share_of_timesteps(p.until, p.timestep, settings.timestep_mean, uniform_share=0.5) for p in priors]
     weight = settings.prior_loss_weight * settings.prior_every if priors else 0.0
     passes = Passes(parameters, generator)
     started = time.monotonic()

@@ -287,8 +287,9 @@ def _settings(request: TrainRequest, flux: Base, log: Log) -> Settings:
     held = fit.HELD[request.lora_type]
     shape = f"held for {held:.0%} of the steps, then falling" if held else "falling from the start"
     log(f"learning rate: {rate:.3g}, {why_rate}; {shape}, as suits a {request.lora_type}")
-    mean = fit.TIMESTEP_MEANS[request.lora_type]
-    log(f"timesteps: logit-normal with mean {mean:g}, as suits a {request.lora_type}")
+    mean, uniform = fit.TIMESTEP_MEANS[request.lora_type], fit.UNIFORM_SHARES[request.lora_type]
+    evenly = f", {uniform:.0%} of them evenly from all" if uniform else ""
+    log(f"timesteps: logit-normal with mean {mean:g}{evenly}, as suits a {request.lora_type}")
     kinds, drawings = prior.KINDS[request.lora_type], prior.DRAWINGS[request.lora_type]
     weight, why_weight = request.prior_loss_weight, "as asked for"
     if weight is None:
@@ -303,6 +304,7 @@ def _settings(request: TrainRequest, flux: Base, log: Log) -> Settings:
         prior_loss_weight=weight,
         seed=seed,
         timestep_mean=mean,
+        uniform_share=uniform,
         held=held,
         prior_every=fit.PRIOR_EVERY[request.lora_type],
         prior_kinds=kinds,

@@ -299,6 +299,7 @@ def test_the_type_decides_the_recipe(lora_type: str, archive: Path, work: Path, 
     assert decided["prior_every"] == fit.PRIOR_EVERY[lora_type]
     assert decided["held"] == fit.HELD[lora_type]
     assert decided["timestep_mean"] == fit.TIMESTEP_MEANS[lora_type]
+    assert decided["uniform_share"] == fit.UNIFORM_SHARES[lora_type]
     assert tuple(decided["prior_kinds"]) == prior.KINDS[lora_type]
     assert decided["prior_prompts"] == prior.DRAWINGS[lora_type]
 
