@@ -127,6 +127,7 @@ RECIPES = {
     "timesteps around 2.5": Recipe(settings={"timestep_mean": 2.5}),
     "uniform timesteps": Recipe(settings={"uniform_share": 1.0}),
     "half uniform timesteps": Recipe(settings={"uniform_share": 0.5}),
+    "a quarter uniform timesteps": Recipe(settings={"uniform_share": 0.25}),
     "no uniform timesteps": Recipe(settings={"uniform_share": 0.0}),
     "no dropout": Recipe(inputs={"caption_dropout_rate": 0.0}),
     "dropout 0.1": Recipe(inputs={"caption_dropout_rate": 0.1}),

@@ -104,8 +104,8 @@ def attach(
 ) -> list[torch.nn.Parameter]:
     """Freezes the base and adds a LoRA of alpha = rank on `modules` (all that can be adapted, where None).
 
-    It starts as the identity, or as `start`, which must fit (`differences`). Returns its weights, in float32 whatever
-    the base's type (`lora.layer`). The base's own weights require no gradient afterwards.
+    It starts as the identity, or as `start`, which must fit (`differences`). Returns its weights, in the type of the
+    base's products (`lora.layer`). The base's own weights require no gradient afterwards.
     `seed` fixes A; B is zero (Hu et al. 2021, arXiv:2106.09685).
     """
     transformer.requires_grad_(False)

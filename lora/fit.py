@@ -32,8 +32,8 @@ style at its higher rate needs the long decay (bench/NOTES.md)."""
 TIMESTEP_MEANS = {"subject": 0.0, "style": 2.5}
 """Of the logit-normal. A style shows in layout, ground and colours, which much noise decides: near what
 arXiv:2411.14793 found for styles on FLUX.1-dev (3.0), and what the lab showed on the toy base (bench/NOTES.md)."""
-UNIFORM_SHARES = {"subject": 0.0, "style": 0.0}
-"""Of the pictures' times. A style shows in its strokes too, which little noise decides (bench/NOTES.md)."""
+UNIFORM_SHARES = {"subject": 0.0, "style": 0.25}
+"""Of the pictures' times. A style shows in its strokes too, which less noise decides (bench/NOTES.md)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
