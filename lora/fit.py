@@ -29,9 +29,9 @@ PRIOR_EVERY = {"subject": 3, "style": 2}
 HELD = {"subject": 0.5, "style": 0.0}
 """Share of the training in which the rate stays at its peak. A subject learns faster so, and nothing else suffers; a
 style at its higher rate needs the long decay (bench/NOTES.md)."""
-TIMESTEP_MEANS = {"subject": 0.0, "style": 2.5}
-"""Of the logit-normal. A style shows in layout, ground and colours, which much noise decides: near what
-arXiv:2411.14793 found for styles on FLUX.1-dev (3.0), and what the lab showed on the toy base (bench/NOTES.md)."""
+TIMESTEP_MEANS = {"subject": 0.0, "style": 3.0}
+"""Of the logit-normal. A style shows in layout, ground and colours, which much noise decides: what arXiv:2411.14793
+found for styles on FLUX.1-dev, and the lab on the toy base (bench/NOTES.md)."""
 UNIFORM_SHARES = {"subject": 0.0, "style": 0.25}
 """Of the pictures' times. A style shows in its strokes too, which less noise decides (bench/NOTES.md)."""
 
