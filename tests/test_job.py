@@ -287,10 +287,18 @@ def test_a_rate_that_breaks_the_training_is_told_where_it_was_to_be_stopped_earl
         _run(eight, tmp_path / "out", **changes)
 
 
-@pytest.mark.parametrize("lora_type", ["subject", "style"])
-def test_the_type_decides_the_recipe(lora_type: str, archive: Path, work: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("lora_type", "told"),
+    [
+        ("subject", "timesteps: logit-normal with mean 0, as suits a subject"),
+        ("style", "timesteps: logit-normal with mean 3, 25% of them evenly from all, as suits a style"),
+    ],
+    ids=["subject", "style"],
+)
+def test_the_type_decides_the_recipe(lora_type: str, told: str, archive: Path, work: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
     changes = {"lora_type": lora_type, "resolution": "64", "prior_loss_weight": None}
-    with tarfile.open(_run(archive, tmp_path / "out", **changes)) as opened:
+    with tarfile.open(_run(archive, tmp_path / "out", lines.append, **changes)) as opened:
         written = opened.extractfile("request.json")
         assert written is not None
         decided = json.loads(written.read())["decided"]
@@ -302,6 +310,7 @@ def test_the_type_decides_the_recipe(lora_type: str, archive: Path, work: Path, 
     assert decided["uniform_share"] == fit.UNIFORM_SHARES[lora_type]
     assert tuple(decided["prior_kinds"]) == prior.KINDS[lora_type]
     assert decided["prior_prompts"] == prior.DRAWINGS[lora_type]
+    assert told in lines
 
 
 def test_pictures_are_refused_before_the_base_is_fetched(tmp_path: Path, work: Path) -> None:
