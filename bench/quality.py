@@ -139,6 +139,8 @@ RECIPES = {
     "twice the rate": Recipe(rate=2.0),
     "batch 4": Recipe(inputs={"batch_size": 4}),
     "rank 4": Recipe(inputs={"lora_rank": 4}),
+    "rank 64": Recipe(inputs={"lora_rank": 64}),
+    "rank 128": Recipe(inputs={"lora_rank": 128}),
     "short captions": Recipe(short_captions=True),
     "stopped early": Recipe(inputs={"stop_early": True}),
     # A part of the layers: the words' own stream, as Custom Diffusion (arXiv:2212.04488) trains what reads the words;
@@ -196,8 +198,11 @@ def request_for(cell: Cell, archive: Path, width: int) -> TrainRequest:
         "preview_prompts": "a red circle",
     }
     values |= RECIPES[cell.recipe].inputs
-    rate = values["learning_rate"] or fit.LEARNING_RATES[cell.kind] * RECIPES[cell.recipe].rate
-    values["learning_rate"] = fit.at_width(rate, width)
+    if values["learning_rate"]:
+        values["learning_rate"] = fit.at_width(values["learning_rate"], width)
+    else:
+        ours, _ = fit.default_learning_rate(cell.kind, width, values["lora_rank"])
+        values["learning_rate"] = ours * RECIPES[cell.recipe].rate
     return TrainRequest(**values)
 
 

@@ -18,8 +18,10 @@ from lora.graphs import Pass, Passes
 from lora.prior import Prior
 
 FLUX_WIDTH = 3072
+RANK = 16
+"""That LEARNING_RATES are for."""
 LEARNING_RATES = {"subject": 4e-4, "style": 8e-4}
-"""At FLUX.1-dev's width, for rank 16 and AdamW; 4e-4 is what ostris/flux-dev-lora-trainer uses on Replicate. Twice that
+"""At FLUX.1-dev's width, for RANK and AdamW; 4e-4 is what ostris/flux-dev-lora-trainer uses on Replicate. Twice that
 for a style is what the lab showed on the toy base (bench/NOTES.md)."""
 PRIOR_LOSS_WEIGHTS = {"subject": 0.1, "style": 0.3}
 """At 1 the gradients of the toy base's own draws were some four times as long as the pictures', and Adam measures its
@@ -93,12 +95,21 @@ def at_width(rate: float, width: int) -> float:
     return rate * (FLUX_WIDTH / width) ** 0.75
 
 
-def default_learning_rate(lora_type: str, width: int) -> tuple[float, str]:
-    """The learning rate for a type on a base of this width, and why."""
+def default_learning_rate(lora_type: str, width: int, rank: int) -> tuple[float, str]:
+    """The learning rate for a type on a base of this width at this rank, and why.
+
+    With alpha = rank every rank adds its part to the product, so above RANK the rate falls as the scale does in rsLoRA
+    (arXiv:2312.03732): at four times the rank the whole rate broke the toy base with a style, half of it did as well as
+    at RANK (bench/NOTES.md). A lower rank has the rate of RANK.
+    """
+    rate = at_width(LEARNING_RATES[lora_type], width)
     reason = f"{LEARNING_RATES[lora_type]:.2g} for a {lora_type} at FLUX.1-dev's width"
     if width != FLUX_WIDTH:
         reason += f" {FLUX_WIDTH}, times ({FLUX_WIDTH}/{width})^0.75"
-    return at_width(LEARNING_RATES[lora_type], width), reason
+    if rank > RANK:
+        rate *= (RANK / rank) ** 0.5
+        reason += f", times ({RANK}/{rank})^0.5 for the rank"
+    return rate, reason
 
 
 def batches(examples: Sequence[Example], batch_size: int, rng: random.Random) -> Iterator[list[Example]]:

@@ -282,7 +282,7 @@ def _settings(request: TrainRequest, flux: Base, log: Log) -> Settings:
         seed, why_seed = random.SystemRandom().randrange(2**32), "chosen at random"
     rate, why_rate = request.learning_rate, "as asked for"
     if rate is None:
-        rate, why_rate = fit.default_learning_rate(request.lora_type, flux.width)
+        rate, why_rate = fit.default_learning_rate(request.lora_type, flux.width, request.lora_rank)
     log(f"seed: {seed}, {why_seed}")
     held = fit.HELD[request.lora_type]
     shape = f"held for {held:.0%} of the steps, then falling" if held else "falling from the start"

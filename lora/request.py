@@ -51,7 +51,7 @@ class TrainRequest:
     training_steps: int
     """Optimizer steps, 0 to 6000; 0, with `resume_from`, only packs that LoRA."""
     learning_rate: float | None
-    """1e-7 to 1e-2; None: chosen from the type and the base's width (`lora.fit.default_learning_rate`)."""
+    """1e-7 to 1e-2; None: chosen from the type, the rank and the base's width (`lora.fit.default_learning_rate`)."""
     lora_rank: int
     """1 to 128."""
     resolution: str | None

@@ -355,7 +355,14 @@ def test_the_running_mean_takes_the_weights_place_at_the_end_and_changes_nothing
 
 
 def test_the_default_rate_is_the_fields_on_flux_and_grows_for_narrow_models() -> None:
-    assert fit.default_learning_rate("subject", 3072)[0] == 4e-4
-    rate, why = fit.default_learning_rate("style", 128)
+    assert fit.default_learning_rate("subject", 3072, 16)[0] == 4e-4
+    assert fit.default_learning_rate("subject", 3072, 1)[0] == 4e-4
+    rate, why = fit.default_learning_rate("style", 128, 16)
     assert rate == pytest.approx(fit.LEARNING_RATES["style"] * 24**0.75)
     assert "(3072/128)^0.75" in why
+
+
+def test_the_default_rate_falls_with_the_root_of_a_rank_above_16_and_says_so() -> None:
+    rate, why = fit.default_learning_rate("style", 3072, 64)
+    assert rate == pytest.approx(fit.LEARNING_RATES["style"] / 2)
+    assert why.endswith("times (16/64)^0.5 for the rank")

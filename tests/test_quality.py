@@ -43,7 +43,7 @@ def test_a_rate_is_brought_to_the_width_of_the_base(tmp_path: Path) -> None:
     narrow = quality.request_for(_cell(recipe="ostris"), tmp_path / "a.zip", 3072 // 16)
     assert narrow.learning_rate == pytest.approx(8 * 4e-4)
     twice = quality.request_for(_cell(recipe="twice the rate", look="CHALQ"), tmp_path / "a.zip", 3072 // 16)
-    ours, _ = fit.default_learning_rate("style", 3072 // 16)
+    ours, _ = fit.default_learning_rate("style", 3072 // 16, 16)
     assert twice.learning_rate == pytest.approx(2 * ours)
 
 
