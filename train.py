@@ -56,8 +56,7 @@ def train(
     ),
     learning_rate: Optional[float] = Input(
         default=None,
-        description="Leave it empty for the one that suits the type: on FLUX.1-dev 4e-4 for a subject, 8e-4 for a style, "
-        "less where lora_rank is above 16.",
+        description="Leave it empty for the one that suits type and rank (FLUX.1-dev, rank 16: 4e-4 for a subject, 8e-4 for a style).",
         ge=1e-7,
         le=1e-2,
     ),
