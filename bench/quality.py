@@ -4,7 +4,7 @@
 
 - *fidelity*: with the trigger word, the share of drawings that show the subject (or the style) in places, sizes, on
   backgrounds and in company of chance; beside it the judge's share on true pictures of the same scenes, its ceiling,
-  and on those as the base's autoencoder gives them back, above which no LoRA can come;
+  and on those as the base's autoencoder gives them back, above which hardly a LoRA can come;
 - *traits*: of the look's parts and colours, the share that those drawings show, cleanly drawn or not: it moves where
   fidelity, which wants all of them, still stands at nothing;
 - *following*: of what else those prompts ask (background, places, the other thing), the share that is there; beside it

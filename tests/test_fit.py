@@ -113,12 +113,14 @@ class _Waiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("lora_type", ["subject", "style"])
 def test_a_step_reads_nothing_back_from_the_device(
-    tiny_flux: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text]
+    lora_type: str, tiny_flux: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text]
 ) -> None:
+    settings = Settings(**{**vars(SETTINGS), "uniform_share": fit.UNIFORM_SHARES[lora_type]})
     priors = _priors(tiny_flux, texts)
     parameters = adapter.attach(tiny_flux, 4, seed=3)
-    steps = fit.fit(tiny_flux, parameters, examples, priors, texts, SETTINGS)
+    steps = fit.fit(tiny_flux, parameters, examples, priors, texts, settings)
     next(steps)
     with _Waiting() as waiting:
         report = next(steps)
