@@ -61,7 +61,7 @@ def test_recorded_steps_train_as_those_that_run(
     texts: dict[str, Text],
 ) -> None:
     device = torch.device("cuda")
-    settings = dataclasses.replace(SETTINGS, steps=12, batch_size=batch_size, prior_every=2)
+    settings = dataclasses.replace(SETTINGS, steps=12, batch_size=batch_size, prior_every=2, uniform_share=0.25)
     tiny_flux.requires_grad_(False).to(device)
     if checkpointing:
         tiny_flux.enable_gradient_checkpointing()
