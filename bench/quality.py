@@ -127,7 +127,6 @@ RECIPES = {
     "timesteps around 2.5": Recipe(settings={"timestep_mean": 2.5}),
     "uniform timesteps": Recipe(settings={"uniform_share": 1.0}),
     "half uniform timesteps": Recipe(settings={"uniform_share": 0.5}),
-    "a quarter uniform timesteps": Recipe(settings={"uniform_share": 0.25}),
     "no uniform timesteps": Recipe(settings={"uniform_share": 0.0}),
     "no dropout": Recipe(inputs={"caption_dropout_rate": 0.0}),
     "dropout 0.1": Recipe(inputs={"caption_dropout_rate": 0.1}),
@@ -420,8 +419,8 @@ def grouped(lines: Sequence[Line]) -> dict[tuple[str, str, int], list[Line]]:
 def short_of_the_goal(group: Sequence[Line], lines: Sequence[Line]) -> list[str] | None:
     """The scores in which trainings are short of the goal, on average; None where the base's own are not known.
 
-    The goal: fidelity at least 95 % of the judge's ceiling through the autoencoder, following within 5 points and
-    preservation within 3 points of the base's line (see the head of this file), on the same looks and seeds.
+    The goal: fidelity at least 95 % of the judge's ceiling, following within 5 points and preservation within 3 points
+    of the base's line (see the head of this file), on the same looks and seeds.
     """
     untouched = {(line["look"], line["seed"]): line["scores"] for line in lines if line["recipe"] == "base"}
     pairs = [(line["scores"], untouched.get((line["look"], line["seed"]))) for line in group]
@@ -432,7 +431,7 @@ def short_of_the_goal(group: Sequence[Line], lines: Sequence[Line]) -> list[str]
     if not all(own for _, own in pairs):
         return None
     least = {
-        "fidelity": 0.95 * mean(1, "ceiling through the autoencoder"),
+        "fidelity": 0.95 * mean(1, "ceiling"),
         "following": mean(1, "following") - 0.05,
         "preservation": mean(1, "preservation") - 0.03,
     }
