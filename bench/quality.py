@@ -109,7 +109,6 @@ RECIPES = {
     ),
     "preservation of 0.03": Recipe(inputs={"prior_loss_weight": 0.03}),
     "preservation of 0.1": Recipe(inputs={"prior_loss_weight": 0.1}),
-    "preservation of 0.3": Recipe(inputs={"prior_loss_weight": 0.3}),
     "preservation of 1": Recipe(inputs={"prior_loss_weight": 1.0}),
     "preservation every step": Recipe(settings={"prior_every": 1}),
     "32 drawings": Recipe(settings={"prior_prompts": 32}),

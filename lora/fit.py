@@ -23,9 +23,6 @@ RANK = 16
 LEARNING_RATES = {"subject": 4e-4, "style": 8e-4}
 """At FLUX.1-dev's width, for RANK and AdamW; 4e-4 is what ostris/flux-dev-lora-trainer uses on Replicate. Twice that
 for a style is what the lab showed on the toy base (bench/NOTES.md)."""
-PRIOR_LOSS_WEIGHTS = {"subject": 0.1, "style": 0.3}
-"""At 1 the gradients of the toy base's own draws were some four times as long as the pictures', and Adam measures its
-steps by them; so little holds the base nearly as well, and more is learned (bench/NOTES.md)."""
 PRIOR_EVERY = {"subject": 3, "style": 2}
 """Every how many steps the base's own draws are looked at. A style spreads further than a subject (bench/NOTES.md)."""
 HELD = {"subject": 0.5, "style": 0.0}

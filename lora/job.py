@@ -291,11 +291,10 @@ def _settings(request: TrainRequest, flux: Base, log: Log) -> Settings:
     evenly = f", {uniform:.0%} of them evenly from all" if uniform else ""
     log(f"timesteps: logit-normal with mean {mean:g}{evenly}, as suits a {request.lora_type}")
     kinds, drawings = prior.KINDS[request.lora_type], prior.DRAWINGS[request.lora_type]
-    weight, why_weight = request.prior_loss_weight, "as asked for"
-    if weight is None:
-        weight, why_weight = fit.PRIOR_LOSS_WEIGHTS[request.lora_type], f"as suits a {request.lora_type}"
+    weight = request.prior_loss_weight
     if weight:
-        log(f"held to what the base draws: weight {weight:g}, {why_weight}; {drawings} drawings of {', '.join(kinds)}")
+        what = f"{drawings} drawings of {', '.join(kinds)}, as suits a {request.lora_type}"
+        log(f"held to what the base draws: weight {weight:g}; {what}")
     return Settings(
         steps=request.training_steps,
         batch_size=request.batch_size,

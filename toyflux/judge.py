@@ -260,13 +260,13 @@ def any_style(rng: random.Random) -> world.Style:
 
 
 def any_scene(rng: random.Random) -> world.Scene:
-    """Things and creatures, alone or in pairs, a fifth of them in some style."""
+    """Things and creatures, alone or in pairs, a third of them in some style."""
 
     def look() -> world.Thing | world.Creature:
         return any_creature(rng) if rng.random() < 0.5 else world.sample_thing(rng)
 
     return world.sample_scene(
-        rng, [look(), look()] if rng.random() < 0.15 else [look()], any_style(rng) if rng.random() < 0.22 else None
+        rng, [look(), look()] if rng.random() < 0.15 else [look()], any_style(rng) if rng.random() < 0.35 else None
     )
 
 
