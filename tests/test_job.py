@@ -26,6 +26,7 @@ from tests import hub_server
 from tests.test_request import a_request
 
 FAST = {"training_steps": 3, "prior_loss_weight": 0.0}
+ONE_PREVIEW = {"preview_prompts": "a [trigger]"}
 
 
 @pytest.fixture
@@ -196,7 +197,7 @@ def test_the_lowest_loss_counts_at_the_end_too(
 
 
 def test_the_same_request_gives_the_same_tar_byte_for_byte(archive: Path, work: Path, tmp_path: Path) -> None:
-    changes = {"prior_loss_weight": 1.0, "batch_size": 2}
+    changes = ONE_PREVIEW | {"prior_loss_weight": 1.0, "batch_size": 2}
     once = _run(archive, tmp_path / "a", **changes).read_bytes()
     assert once == _run(archive, tmp_path / "b", **changes).read_bytes()
     assert once != _run(archive, tmp_path / "c", **changes, seed=2).read_bytes()
@@ -212,9 +213,9 @@ def test_seed_zero_is_zero_and_a_seed_left_empty_is_recorded(archive: Path, work
             assert record is not None
             return json.load(record)["decided"]["seed"]
 
-    assert seed_of(_run(archive, tmp_path / "a", seed=0)) == 0
-    chosen = _run(archive, tmp_path / "b", seed=None)
-    again = _run(archive, tmp_path / "c", seed=seed_of(chosen))
+    assert seed_of(_run(archive, tmp_path / "a", **ONE_PREVIEW, seed=0)) == 0
+    chosen = _run(archive, tmp_path / "b", **ONE_PREVIEW, seed=None)
+    again = _run(archive, tmp_path / "c", **ONE_PREVIEW, seed=seed_of(chosen))
     with tarfile.open(chosen) as one, tarfile.open(again) as other:
         weights = [opened.extractfile(job.WEIGHTS_MEMBER) for opened in (one, other)]
         assert weights[0] is not None
@@ -332,7 +333,7 @@ def test_a_gpus_plan_trains_whole_in_bf16(
     monkeypatch.setattr(hardware, "plan", lambda *_, **__: plan)
     monkeypatch.setitem(prior.DRAWINGS, "subject", 2)
     lines: list[str] = []
-    tar = _run(archive, tmp_path / "out", lines.append, prior_loss_weight=1.0)
+    tar = _run(archive, tmp_path / "out", lines.append, **ONE_PREVIEW, prior_loss_weight=1.0)
     assert any("plan: as on a GPU" in line for line in lines)
     with tarfile.open(tar) as opened:
         weights = opened.extractfile(job.WEIGHTS_MEMBER)
