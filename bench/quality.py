@@ -163,7 +163,7 @@ class Cell:
     """For each score."""
     drawing_steps: int
     base: str
-    """`fingerprint()` of the base: results of one are not those of another."""
+    """`fingerprint()` of the base and the judge: results of one are not those of another."""
 
     @property
     def kind(self) -> str:
@@ -171,9 +171,9 @@ class Cell:
 
 
 def fingerprint() -> str:
-    """Eight digits of the SHA-256 over the weights of the base in FLUX_BASE, or else of the toy base."""
+    """Eight digits of the SHA-256 over the weights of the judge and of the base in FLUX_BASE, or else the toy base."""
     folder = base.find(os.environ.get("FLUX_BASE"), None).folder
-    hashes = [record.file_hash(file) for file in sorted(folder.rglob("*.safetensors"))]
+    hashes = [record.file_hash(file) for file in (*sorted(folder.rglob("*.safetensors")), judge.WEIGHTS)]
     return hashlib.sha256("".join(hashes).encode()).hexdigest()[:8]
 
 

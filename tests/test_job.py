@@ -304,6 +304,7 @@ def test_the_type_decides_the_recipe(lora_type: str, told: str, archive: Path, w
         assert written is not None
         decided = json.loads(written.read())["decided"]
     assert decided["learning_rate"] == fit.default_learning_rate(lora_type, 128, 16)[0]
+    assert decided["prior_loss_weight"] == 0.3
     assert decided["prior_every"] == fit.PRIOR_EVERY[lora_type]
     assert decided["held"] == fit.HELD[lora_type]
     assert decided["timestep_mean"] == fit.TIMESTEP_MEANS[lora_type]

@@ -32,7 +32,7 @@ CLEAN = 0.5
 SURE_OF_SUBJECT, SURE_OF_STYLE = 0.5, 0.35
 """From this geometric mean of the probabilities of all its traits on, a look counts as shown.
 
-Set on true pictures: nearly all of a subject's and five in six of a style's pass, of other looks' next to none.
+Set on true pictures: nearly all of a subject's and nine in ten of a style's pass, of other looks' next to none.
 """
 BATCH = 48
 """Pictures in a step of the judge's training."""
