@@ -45,7 +45,7 @@ import transformers
 from diffusers import FluxPipeline
 from PIL import Image
 
-from lora import adapter, base, fit, generate, job, prior, record, source, weights
+from lora import adapter, base, fit, generate, job, record, source, weights
 from lora.base import Base
 from lora.generate import Lora
 from lora.request import TrainRequest
@@ -112,10 +112,8 @@ RECIPES = {
     "preservation of 1": Recipe(inputs={"prior_loss_weight": 1.0}),
     "preservation every step": Recipe(settings={"prior_every": 1}),
     "32 drawings": Recipe(settings={"prior_prompts": 32}),
-    "96 drawings": Recipe(settings={"prior_prompts": 96}),
-    "held to all kinds": Recipe(settings={"prior_kinds": prior.KINDS["subject"]}),
+    "held to all kinds": Recipe(settings={"prior_kinds": ("things", "made-up words", "captions")}),
     "held to captions": Recipe(settings={"prior_kinds": ("captions",)}),
-    "held to captions and things": Recipe(settings={"prior_kinds": prior.KINDS["style"]}),
     # No other made-up words: ordinary things alone, and as prior preservation with a class noun has it.
     "preserving things": Recipe(settings={"prior_kinds": ("things",)}),
     "preserving captions of things": Recipe(settings={"prior_kinds": ("things", "captions of things")}),

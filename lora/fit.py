@@ -61,9 +61,9 @@ class Settings:
     ema_decay: float = 0.0
     """Share of itself that the running mean of the weights keeps at each step; the training ends with that mean in
     their place. 0: no mean, the last weights."""
-    prior_kinds: tuple[str, ...] = prior.KINDS["subject"]
+    prior_kinds: tuple[str, ...] = prior.KINDS
     """What is asked of the base for its own draws, in turn; see `prior.prompts`."""
-    prior_prompts: int = prior.DRAWINGS["subject"]
+    prior_prompts: int = prior.DRAWINGS
     """How many drawings of the base's own there are."""
     prior_every: int = PRIOR_EVERY["subject"]
     """Every how many steps the base's own draws are looked at; they weigh as many times as much then."""

@@ -290,11 +290,9 @@ def _settings(request: TrainRequest, flux: Base, log: Log) -> Settings:
     mean, uniform = fit.TIMESTEP_MEANS[request.lora_type], fit.UNIFORM_SHARES[request.lora_type]
     evenly = f", {uniform:.0%} of them evenly from all" if uniform else ""
     log(f"timesteps: logit-normal with mean {mean:g}{evenly}, as suits a {request.lora_type}")
-    kinds, drawings = prior.KINDS[request.lora_type], prior.DRAWINGS[request.lora_type]
-    weight = request.prior_loss_weight
+    every, weight = fit.PRIOR_EVERY[request.lora_type], request.prior_loss_weight
     if weight:
-        what = f"{drawings} drawings of {', '.join(kinds)}, as suits a {request.lora_type}"
-        log(f"held to what the base draws: weight {weight:g}; {what}")
+        log(f"held to what the base draws: weight {weight:g}, in one step of {every}, as suits a {request.lora_type}")
     return Settings(
         steps=request.training_steps,
         batch_size=request.batch_size,
@@ -305,9 +303,7 @@ def _settings(request: TrainRequest, flux: Base, log: Log) -> Settings:
         timestep_mean=mean,
         uniform_share=uniform,
         held=held,
-        prior_every=fit.PRIOR_EVERY[request.lora_type],
-        prior_kinds=kinds,
-        prior_prompts=drawings,
+        prior_every=every,
     )
 
 

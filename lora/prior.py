@@ -21,13 +21,13 @@ from torch import Tensor
 from lora import flow
 from lora.encode import Text, in_host_memory, stack
 
-KINDS = {"subject": ("things", "made-up words", "captions"), "style": ("captions", "captions", "things")}
-"""What is asked of the base, by `lora_type` and in turn; `prompts` says what each means, and of one kind more. A style
-is held above all to what the user's captions are with another word, in which the trigger word alone can tell. One in
-three is an ordinary thing: so .97 of the base's own plain things stay, without any .94 (bench/NOTES.md)."""
-DRAWINGS = {"subject": 32, "style": 96}
-"""How many, by `lora_type`: with 32 of them the example's style showed under another made-up word in .16 of the
-drawings, with 96 in .05; the subject in none with either (bench/NOTES.md)."""
+KINDS = ("captions", "captions", "things")
+"""What is asked of the base, in turn; `prompts` says what each means, and of two kinds more. Above all what the user's
+captions are with another word, in which the trigger word alone can tell. One in three is an ordinary thing: so .97 of
+the base's own plain things stay with a style, without any .94 (bench/NOTES.md)."""
+DRAWINGS = 96
+"""How many. With 32 of them the example's style showed under another made-up word in .16 of the drawings and its
+subject in .14, with 96 in .05 and .06: it takes many words to learn that none of them is meant (bench/NOTES.md)."""
 
 _THINGS = (
     *("circle", "square", "triangle", "star", "heart", "diamond", "ring", "moon", "house", "tree", "flower", "fish"),

@@ -309,8 +309,8 @@ def test_the_type_decides_the_recipe(lora_type: str, told: str, archive: Path, w
     assert decided["held"] == fit.HELD[lora_type]
     assert decided["timestep_mean"] == fit.TIMESTEP_MEANS[lora_type]
     assert decided["uniform_share"] == fit.UNIFORM_SHARES[lora_type]
-    assert tuple(decided["prior_kinds"]) == prior.KINDS[lora_type]
-    assert decided["prior_prompts"] == prior.DRAWINGS[lora_type]
+    assert tuple(decided["prior_kinds"]) == prior.KINDS
+    assert decided["prior_prompts"] == prior.DRAWINGS
     assert told in lines
 
 
@@ -332,7 +332,8 @@ def test_a_gpus_plan_trains_whole_in_bf16(
         device="cpu", dtype=torch.bfloat16, checkpointing=checkpointing, quantised=quantised, reason="as on a GPU"
     )
     monkeypatch.setattr(hardware, "plan", lambda *_, **__: plan)
-    monkeypatch.setitem(prior.DRAWINGS, "subject", 2)
+    prompts = prior.prompts
+    monkeypatch.setattr(prior, "prompts", lambda *asked: prompts(*asked)[:2])
     lines: list[str] = []
     tar = _run(archive, tmp_path / "out", lines.append, **ONE_PREVIEW, prior_loss_weight=1.0)
     assert any("plan: as on a GPU" in line for line in lines)

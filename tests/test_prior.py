@@ -8,16 +8,18 @@ from diffusers import FluxTransformer2DModel
 from lora import flow, prior
 from lora.encode import Text, stack
 
+KINDS = ("things", "made-up words", "captions")
+
 
 def test_no_prompt_has_the_trigger_word_and_the_users_captions_come_back_with_another() -> None:
     captions = ["a TOK on a sofa", "tok. sleeping (TOK!)"]
-    prompts = prior.prompts(captions, "TOK", 90, 1, prior.KINDS["subject"])
+    prompts = prior.prompts(captions, "TOK", 90, 1, KINDS)
     assert len(prompts) == 90
     assert not [prompt for prompt in prompts if "tok" in prompt.casefold()]
     assert any(prompt.endswith("on a sofa") for prompt in prompts)
     assert any("in the style of" in prompt for prompt in prompts)
-    assert prompts == prior.prompts(captions, "TOK", 90, 1, prior.KINDS["subject"])
-    assert prompts != prior.prompts(captions, "TOK", 90, 2, prior.KINDS["subject"])
+    assert prompts == prior.prompts(captions, "TOK", 90, 1, KINDS)
+    assert prompts != prior.prompts(captions, "TOK", 90, 2, KINDS)
 
 
 def test_each_kind_of_prompt_is_what_it_says() -> None:
@@ -29,23 +31,23 @@ def test_each_kind_of_prompt_is_what_it_says() -> None:
     assert all(set(prompt.split()) <= known for prompt in asked("things") + asked("captions of things"))
     assert all(set(prompt.split()) - known for prompt in asked("made-up words") + asked("captions"))
     assert all(prompt.endswith(" on a sofa") for prompt in asked("captions") + asked("captions of things"))
-    assert {kind for kinds in prior.KINDS.values() for kind in kinds} <= {"things", "made-up words", "captions"}
+    assert set(prior.KINDS) <= {"things", "captions"}
 
 
 def test_a_trigger_word_of_signs_is_replaced_as_it_stands() -> None:
     for word in (r"\1", "a+b", "[x]", "(", "猫"):
-        prompts = prior.prompts([f"{word} in the sun"], word, 30, 0, prior.KINDS["subject"])
+        prompts = prior.prompts([f"{word} in the sun"], word, 30, 0, KINDS)
         assert not [prompt for prompt in prompts if word in prompt]
         assert [prompt for prompt in prompts if prompt.endswith(" in the sun")]
 
 
 def test_a_trigger_word_inside_another_word_is_none_and_an_ordinary_one_stands_in_no_prompt() -> None:
-    prompts = prior.prompts(["an art museum at a starry party, by ART"], "art", 60, 0, prior.KINDS["subject"])
+    prompts = prior.prompts(["an art museum at a starry party, by ART"], "art", 60, 0, KINDS)
     mine = [prompt for prompt in prompts if "museum" in prompt]
     assert len(mine) == 20
     assert all(" museum at a starry party, by " in prompt and not prompt.endswith("ART") for prompt in mine)
     for word in ("red", "Dog", "background"):
-        prompts = prior.prompts([f"a {word} here"], word, 300, 0, (*prior.KINDS["subject"], "captions of things"))
+        prompts = prior.prompts([f"a {word} here"], word, 300, 0, (*KINDS, "captions of things"))
         assert not [prompt for prompt in prompts if word.casefold() in prompt.casefold().split()]
         assert prior.is_ordinary(word)
     assert not prior.is_ordinary("TOK")

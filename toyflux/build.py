@@ -551,7 +551,7 @@ NATIVE_SHARE = 0.75
 def pool_scene(rng: random.Random, company: bool) -> world.Scene:
     """A scene of the training's kinds, those more often that take longest to learn: one in six shows two things (in
     the world one in ten does), and plain things are shown more often than striped and dotted ones. In `company`, one in
-    four shows a creature beside a thing, and two in five a style, more than half of these in outlines or hatched."""
+    four shows a creature beside a thing, and nearly half a style, two in five of these in outlines."""
 
     def weight(scene: world.Scene) -> float:
         look = scene.items[0].look
@@ -559,7 +559,7 @@ def pool_scene(rng: random.Random, company: bool) -> world.Scene:
             creatures = sum(isinstance(item.look, world.Creature) for item in scene.items)
             return 16.0 if company and creatures == 1 else 2.0
         if scene.style is not None:
-            return (3.5 if scene.style.ink == "flat" else 8.0) if company else 0.75
+            return {"flat": 3.5, "hatched": 8.0, "outline": 16.0}[scene.style.ink] if company else 0.75
         if isinstance(look, world.Creature):
             return 1.3 if company else 1.0
         return 1.7 if look.fill == "plain" else 1.0
@@ -749,8 +749,8 @@ def _work(rank: int, arguments: argparse.Namespace) -> None:
     torch.manual_seed(2)
     teacher = new_transformer().to(machine.device)
     train_transformer("transformer", machine, teacher, text, pool, steps=36000, batch=32, lr=2e-3, log=log)
-    pool = render_pool(machine, vae, 128000, log, company=True)
-    train_transformer("company", machine, teacher, text, pool, steps=47500, batch=32, lr=1e-3, log=log)
+    pool = render_pool(machine, vae, 168000, log, company=True)
+    train_transformer("company", machine, teacher, text, pool, steps=51500, batch=32, lr=1e-3, log=log)
     student = distil_guidance(machine, text, teacher, pool, 500, 32, log)
     if rank == 0:
         save_pipeline(arguments.out, vae, text, student)
