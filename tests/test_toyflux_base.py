@@ -139,12 +139,14 @@ def test_the_autoencoder_leaves_inks_nearly_as_well_as_the_judge_knows_them(pipe
     assert np.mean(kept) >= 0.85 * np.mean(true)
 
 
-def test_it_draws_its_hatched_styles_hatched(pipeline: FluxPipeline) -> None:
+@pytest.mark.parametrize(("ink", "least"), [("hatched", 0.85), ("outline", 0.35)])
+def test_it_draws_its_own_styles_in_their_inks(pipeline: FluxPipeline, ink: str, least: float) -> None:
+    """Measured: hatched ones in .98, as the judge knows true ones; outlines in .48, of which the judge knows .65."""
     rng = random.Random(7)
-    manners = [manner for manner in map(world.style, world.STYLE_NAMES) if manner.ink == "hatched"]
+    manners = [manner for manner in map(world.style, world.STYLE_NAMES) if manner.ink == ink]
     scenes = [world.sample_scene(rng, [world.sample_thing(rng, plain=True)], rng.choice(manners)) for _ in range(48)]
     images = evaluate.generate(pipeline, [world.caption(scene) for scene in scenes], range(48))
-    assert np.mean([reading.traits["ink"] == "hatched" for reading in judge.read(images)]) >= 0.85
+    assert np.mean([reading.traits["ink"] == ink for reading in judge.read(images)]) >= least
 
 
 def test_workers_and_later_runs_read_words_alike(tmp_path: Path) -> None:
