@@ -26,8 +26,8 @@ KINDS = ("captions", "captions", "things")
 captions are with another word, in which the trigger word alone can tell. One in three is an ordinary thing: so .97 of
 the base's own plain things stay with a style, without any .94 (bench/NOTES.md)."""
 DRAWINGS = 96
-"""How many. With 32 of them the example's style showed under another made-up word in .16 of the drawings and its
-subject in .14, with 96 in .05 and .06: it takes many words to learn that none of them is meant (bench/NOTES.md)."""
+"""How many. With 32 the examples' style showed under another made-up word in .16 of the drawings, with 96 in .05; their
+subject with 32, a third of them captions, in .14, with these in .06 to .10 (bench/NOTES.md)."""
 
 _THINGS = (
     *("circle", "square", "triangle", "star", "heart", "diamond", "ring", "moon", "house", "tree", "flower", "fish"),
