@@ -88,8 +88,13 @@ def test_several_runs_are_told_by_their_median_and_kept(tmp_path: Path) -> None:
     said = job.table(runs)
     assert "| starting | 3.0 (2.0 to 4.0) |" in said
     assert "first step** | 5.0 (4.0 to 6.0) |" in said
-    assert job.verdict(runs, toy=True) == "to the first step 5.0 s; goal 10 s: reached"
-    assert job.verdict([Run(stages={}, first_step=9.0, tar=241.0)], toy=False).endswith("goal 240 s: MISSED")
+    assert job.verdict(runs, toy=True, steps=10) == "to the first step 5.0 s; goal 10 s: reached"
+    slow, fast = Run(stages={}, first_step=9.0, tar=241.0), Run(stages={}, first_step=9.0, tar=120.0)
+    assert job.verdict([slow], toy=False, steps=1000).endswith("goal 240 s: MISSED")
+    assert job.verdict([fast], toy=False, steps=1000).endswith("goal 240 s: reached")
+    short = job.verdict([fast], toy=False, steps=400)
+    assert "reached" not in short, "a job of fewer steps says nothing of the goal"
+    assert "with 400 steps" in short
     for n in range(2):
         job.add(tmp_path / "job.json", {"run": n})
     assert json.loads((tmp_path / "job.json").read_text()) == [{"run": 0}, {"run": 1}]
