@@ -111,6 +111,7 @@ RECIPES = {
     "preservation of 0.1": Recipe(inputs={"prior_loss_weight": 0.1}),
     "preservation of 1": Recipe(inputs={"prior_loss_weight": 1.0}),
     "preservation every step": Recipe(settings={"prior_every": 1}),
+    "preservation every second step": Recipe(settings={"prior_every": 2}),
     "32 drawings": Recipe(settings={"prior_prompts": 32}),
     "held to all kinds": Recipe(settings={"prior_kinds": ("things", "made-up words", "captions")}),
     "held to captions": Recipe(settings={"prior_kinds": ("captions",)}),
@@ -170,8 +171,7 @@ class Cell:
 
 def fingerprint() -> str:
     """Eight digits of the SHA-256 over the weights of the judge and of the base in FLUX_BASE, or else the toy base."""
-    folder = base.find(os.environ.get("FLUX_BASE"), None).folder
-    hashes = [record.file_hash(file) for file in (*sorted(folder.rglob("*.safetensors")), judge.WEIGHTS)]
+    hashes = [record.file_hash(file) for file in (*sorted(_base().folder.rglob("*.safetensors")), judge.WEIGHTS)]
     return hashlib.sha256("".join(hashes).encode()).hexdigest()[:8]
 
 
@@ -227,7 +227,7 @@ def train(cell: Cell, folder: Path) -> Path:
         short = f"in the style of {TRIGGER}" if isinstance(look, Style) else f"a {TRIGGER}"
         pictures = [(picture, short) for picture, _ in pictures]
     world.write_zip(archive, pictures)
-    flux = base.find(os.environ.get("FLUX_BASE"), None)
+    flux = _base()
     request = request_for(cell, archive, flux.width)
     if recipe.gaussian_start:
         start = folder / "start.safetensors"
@@ -236,7 +236,7 @@ def train(cell: Cell, folder: Path) -> Path:
     tar = job.run(
         request,
         output=folder,
-        flux_base=os.environ.get("FLUX_BASE"),
+        flux_base=str(flux.folder),
         captioner=None,
         log=lambda line: None,
         metric=lambda name, value: None,
@@ -337,7 +337,7 @@ def _drawn(pipeline: FluxPipeline, scenes: Sequence[Scene], start: int, steps: i
 
 
 def _encoded_and_decoded(pipeline: FluxPipeline, pictures: Sequence[Image.Image]) -> list[Image.Image]:
-    pixels = pipeline.image_processor.preprocess(list(pictures)).to(pipeline.vae.dtype)
+    pixels = pipeline.image_processor.preprocess(list(pictures)).to(pipeline.vae.device, pipeline.vae.dtype)
     with torch.no_grad():
         decoded = pipeline.vae.decode(pipeline.vae.encode(pixels).latent_dist.mode()).sample
     return pipeline.image_processor.postprocess(decoded.float())
@@ -347,12 +347,18 @@ def _share(verdicts: Sequence[bool]) -> float:
     return sum(verdicts) / len(verdicts)
 
 
+def _base() -> Base:
+    """The base in FLUX_BASE, or else the toy base, on a machine with a GPU too."""
+    return base.find(os.environ.get("FLUX_BASE") or str(base.TOY), None)
+
+
 @functools.cache
 def _pipeline() -> FluxPipeline:
+    """Where the trainings are, too: on the GPU where there is one."""
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
         library.utils.logging.set_verbosity_error()
-    return evaluate.load(base.find(os.environ.get("FLUX_BASE"), None).folder)
+    return evaluate.load(_base().folder).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def run(cell: Cell) -> dict[str, Any]:
