@@ -82,9 +82,9 @@ def train(
         ge=0,
         le=1,
     ),
-    prior_loss_weight: float = Input(
-        default=0.3,
-        description="How firmly prompts without the trigger word are held to what the base draws for them. 0 leaves this out: faster, and the LoRA bleeds into other prompts.",
+    prior_loss_weight: Optional[float] = Input(
+        default=None,
+        description="How firmly prompts without the trigger word are held to what the base draws for them. Leave it empty for what suits the type: 0.2 for a subject, 0.3 for a style. 0 leaves this out: faster, and the LoRA bleeds into other prompts.",
         ge=0,
         le=10,
     ),
@@ -166,7 +166,7 @@ def train(
         resolution=(resolution or "").strip() or None,
         batch_size=int(batch_size),
         caption_dropout_rate=float(caption_dropout_rate),
-        prior_loss_weight=float(prior_loss_weight),
+        prior_loss_weight=None if prior_loss_weight is None else float(prior_loss_weight),
         seed=None if seed is None else int(seed),
         preview_every=int(preview_every),
         preview_prompts=preview_prompts or "",

@@ -249,7 +249,7 @@ def project(plan_for: Callable[[Case], Plan], weight: float) -> Callable[[FluxTr
             caption_dropout_rate=0.05,
             prior_loss_weight=weight,
             seed=0,
-            prior_every=1,  # a subject does so in every third step: its mean is one step of "ours" to two without
+            prior_every=1,  # a training does so in every second step: its mean is one step of "ours" to one without
         )
         priors = lesson.priors if weight else []
         with forward.for_training(transformer):

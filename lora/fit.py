@@ -23,8 +23,13 @@ RANK = 16
 LEARNING_RATES = {"subject": 4e-4, "style": 8e-4}
 """At FLUX.1-dev's width, for RANK and AdamW; 4e-4 is what ostris/flux-dev-lora-trainer uses on Replicate. Twice that
 for a style is what the lab showed on the toy base (bench/NOTES.md)."""
-PRIOR_EVERY = {"subject": 3, "style": 2}
-"""Every how many steps the base's own draws are looked at. A style spreads further than a subject (bench/NOTES.md)."""
+PRIOR_LOSS_WEIGHTS = {"subject": 0.2, "style": 0.3}
+"""How much the base's own draws weigh. At 1 their gradients were some four times as long as the pictures' on the toy
+base, and Adam measures its steps by them; so little holds the base nearly as well, and more is learned. A style spreads
+further than a subject (bench/NOTES.md)."""
+PRIOR_EVERY = 2
+"""Every how many steps they are looked at. More and lighter looks hold other words as well as fewer and heavier ones,
+and leave more to the pictures (bench/NOTES.md)."""
 HELD = {"subject": 0.5, "style": 0.0}
 """Share of the training in which the rate stays at its peak. A subject learns faster so, and nothing else suffers; a
 style at its higher rate needs the long decay (bench/NOTES.md)."""
@@ -65,7 +70,7 @@ class Settings:
     """What is asked of the base for its own draws, in turn; see `prior.prompts`."""
     prior_prompts: int = prior.DRAWINGS
     """How many drawings of the base's own there are."""
-    prior_every: int = PRIOR_EVERY["subject"]
+    prior_every: int = PRIOR_EVERY
     """Every how many steps the base's own draws are looked at; they weigh as many times as much then."""
 
 

@@ -290,9 +290,11 @@ def _settings(request: TrainRequest, flux: Base, log: Log) -> Settings:
     mean, uniform = fit.TIMESTEP_MEANS[request.lora_type], fit.UNIFORM_SHARES[request.lora_type]
     evenly = f", {uniform:.0%} of them evenly from all" if uniform else ""
     log(f"timesteps: logit-normal with mean {mean:g}{evenly}, as suits a {request.lora_type}")
-    every, weight = fit.PRIOR_EVERY[request.lora_type], request.prior_loss_weight
+    weight, why_weight = request.prior_loss_weight, "as asked for"
+    if weight is None:
+        weight, why_weight = fit.PRIOR_LOSS_WEIGHTS[request.lora_type], f"as suits a {request.lora_type}"
     if weight:
-        log(f"held to what the base draws: weight {weight:g}, in one step of {every}, as suits a {request.lora_type}")
+        log(f"held to what the base draws: weight {weight:g}, {why_weight}; in one step of {fit.PRIOR_EVERY}")
     return Settings(
         steps=request.training_steps,
         batch_size=request.batch_size,
@@ -303,7 +305,6 @@ def _settings(request: TrainRequest, flux: Base, log: Log) -> Settings:
         timestep_mean=mean,
         uniform_share=uniform,
         held=held,
-        prior_every=every,
     )
 
 

@@ -60,10 +60,9 @@ class TrainRequest:
     """Pictures a step, 1 to 8."""
     caption_dropout_rate: float
     """How often a picture trains with the empty caption, 0 to 1."""
-    prior_loss_weight: float
-    """Weight of holding the adapter to the base's own draws, 0 to 10; 0 leaves it out. At 1 the gradients of the toy
-    base's own draws were some four times as long as the pictures', and Adam measures its steps by them; a third of that
-    holds the base nearly as well, and more is learned (bench/NOTES.md)."""
+    prior_loss_weight: float | None
+    """Weight of holding the adapter to the base's own draws, 0 to 10; 0 leaves it out; None: chosen from the type
+    (`lora.fit.PRIOR_LOSS_WEIGHTS`)."""
     seed: int | None
     """0 to 2**32 - 1; None: chosen at random and recorded."""
     preview_every: int

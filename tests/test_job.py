@@ -298,14 +298,14 @@ def test_a_rate_that_breaks_the_training_is_told_where_it_was_to_be_stopped_earl
 )
 def test_the_type_decides_the_recipe(lora_type: str, told: str, archive: Path, work: Path, tmp_path: Path) -> None:
     lines: list[str] = []
-    changes = {"lora_type": lora_type, "resolution": "64", "prior_loss_weight": 0.3}
+    changes = {"lora_type": lora_type, "resolution": "64", "prior_loss_weight": None}
     with tarfile.open(_run(archive, tmp_path / "out", lines.append, **changes)) as opened:
         written = opened.extractfile("request.json")
         assert written is not None
         decided = json.loads(written.read())["decided"]
     assert decided["learning_rate"] == fit.default_learning_rate(lora_type, 128, 16)[0]
-    assert decided["prior_loss_weight"] == 0.3
-    assert decided["prior_every"] == fit.PRIOR_EVERY[lora_type]
+    assert decided["prior_loss_weight"] == fit.PRIOR_LOSS_WEIGHTS[lora_type]
+    assert decided["prior_every"] == fit.PRIOR_EVERY
     assert decided["held"] == fit.HELD[lora_type]
     assert decided["timestep_mean"] == fit.TIMESTEP_MEANS[lora_type]
     assert decided["uniform_share"] == fit.UNIFORM_SHARES[lora_type]
