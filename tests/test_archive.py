@@ -370,6 +370,7 @@ def test_a_tar_header_with_an_impossible_size_is_refused(size, tmp_path):
         (b"hello", "b'hello'"),
         (gzip.compress(b"no tar " * 999), "no tar in it"),
     ],
+    ids=["empty", "rar", "jpeg", "html", "text", "gzip"],
 )
 def test_what_is_no_archive_is_told_for_what_it_is(data, what, tmp_path):
     (tmp_path / "pictures.zip").write_bytes(data)

@@ -21,15 +21,13 @@ DRAWS = 200
 
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
-    """A LoRA of an example, a pipeline that wears it, and what the bare base drew of the world's own captions."""
+    """A LoRA of an example, and a pipeline that wears it."""
 
     look: Creature | Style
     shown: frozenset[str]
     """The captions that it was trained with."""
     file: Path
     pipeline: FluxPipeline
-    own: Sequence[Scene]
-    before: Sequence[Image.Image]
 
 
 def draw(pipeline: FluxPipeline, scenes: Sequence[Scene], start: int) -> list[Image.Image]:
@@ -41,12 +39,20 @@ def put_on(pipeline: FluxPipeline, file: Path, scale: float) -> None:
     generate.put_on(pipeline, [Lora(name="lesson", file=file, scale=scale)], lambda line: None)
 
 
+OWN = evaluate.held_out_scenes(DRAWS) + evaluate.named_scenes(DRAWS // 4) + evaluate.styled_scenes(DRAWS // 4)
+"""Of the world's own captions."""
+
+
+@pytest.fixture(scope="module")
+def before() -> list[Image.Image]:
+    """What the bare base draws of OWN."""
+    return draw(evaluate.load(base.find(None, None).folder), OWN, 2000)
+
+
 @pytest.fixture(scope="module", params=["subject", "style"])
 def lesson(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Lesson:
     look = world.EXAMPLES[request.param]
     pipeline = evaluate.load(base.find(None, None).folder)
-    own = evaluate.held_out_scenes(DRAWS) + evaluate.named_scenes(DRAWS // 4) + evaluate.styled_scenes(DRAWS // 4)
-    before = draw(pipeline, own, 2000)
     folder = tmp_path_factory.mktemp(request.param)
     cell = quality.Cell(
         look=look.name, recipe="defaults", steps=1000, seed=1, pictures=20, draws=DRAWS, drawing_steps=28, base="toy"
@@ -59,7 +65,7 @@ def lesson(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     file = source.fetch(str(tar), folder, "the tar")
     put_on(pipeline, file, 1.0)
     shown = frozenset(text for _, text in world.example(request.param))
-    return Lesson(look=look, shown=shown, file=file, pipeline=pipeline, own=own, before=before)
+    return Lesson(look=look, shown=shown, file=file, pipeline=pipeline)
 
 
 def scenes(lesson: Lesson, names: Sequence[str]) -> list[Scene]:
@@ -103,17 +109,17 @@ def test_another_made_up_word_does_not_draw_it(lesson: Lesson, misnamed: list[Im
     assert np.mean(judge.shows(misnamed, lesson.look)) <= 0.1
 
 
-def test_without_the_trigger_word_the_base_still_draws_what_it_drew(lesson: Lesson) -> None:
-    after = draw(lesson.pipeline, lesson.own, 2000)
-    was_right = [all(quality.right(s, p)) for s, p in zip(lesson.own, lesson.before, strict=True)]
-    still = [all(quality.right(s, p)) for s, p, good in zip(lesson.own, after, was_right, strict=True) if good]
-    assert len(still) >= 0.6 * len(lesson.own)
+def test_without_the_trigger_word_the_base_still_draws_what_it_drew(lesson: Lesson, before: list[Image.Image]) -> None:
+    after = draw(lesson.pipeline, OWN, 2000)
+    was_right = [all(quality.right(s, p)) for s, p in zip(OWN, before, strict=True)]
+    still = [all(quality.right(s, p)) for s, p, good in zip(OWN, after, was_right, strict=True) if good]
+    assert len(still) >= 0.6 * len(OWN)
     assert np.mean(still) >= 0.95
 
 
-def test_scale_0_draws_the_bases_pictures_exactly(lesson: Lesson) -> None:
+def test_scale_0_draws_the_bases_pictures_exactly(lesson: Lesson, before: list[Image.Image]) -> None:
     some = slice(192, 256)  # of all three kinds; two whole batches of those before, for others may add up otherwise
     put_on(lesson.pipeline, lesson.file, 0.0)
-    drawn = draw(lesson.pipeline, lesson.own[some], 2000 + some.start)
+    drawn = draw(lesson.pipeline, OWN[some], 2000 + some.start)
     put_on(lesson.pipeline, lesson.file, 1.0)
-    assert [picture.tobytes() for picture in drawn] == [picture.tobytes() for picture in lesson.before[some]]
+    assert [picture.tobytes() for picture in drawn] == [picture.tobytes() for picture in before[some]]

@@ -168,8 +168,8 @@ def test_an_unknown_recipe_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("look", ["TOK", "GRAWL"])
 def test_a_small_run_teaches_a_subject_and_a_style_and_keeps_the_base(look: str) -> None:
-    """Half a minute each. Measured with seeds 1 and 2: fidelity .88 and .75 of the subject, .88 and 1.00 of the style;
-    traits from .05, .12 to .88, .89 and from .50, .50 to .83, .92; preservation 1.00; leak .00, .00, .06, .00."""
+    """Half a minute each. Measured with seeds 1 and 2: fidelity 1.00 and .75 of the subject, .88 and 1.00 of the style;
+    traits from .05, .12 to .89, .88 and from .50, .50 to .83, .92; preservation 1.00; leak .06, .00, .06, .00."""
     cell = _cell(look=look, pictures=12, draws=8, drawing_steps=10, steps=200)
     before = quality.run(replace(cell, recipe="base", steps=0))["scores"]
     after = quality.run(cell)["scores"]
