@@ -27,7 +27,7 @@ captions are with another word, in which the trigger word alone can tell. One in
 the base's own plain things stay with a style, without any .94 (bench/NOTES.md)."""
 DRAWINGS = 96
 """How many. With 32 the examples' style showed under another made-up word in .16 of the drawings, with 96 in .05; their
-subject with 32, a third of them captions, in .14, with these in .06 to .10 (bench/NOTES.md)."""
+subject with 32, a third of them captions, in .14, with these in .05 to .09 (bench/NOTES.md)."""
 
 _THINGS = (
     *("circle", "square", "triangle", "star", "heart", "diamond", "ring", "moon", "house", "tree", "flower", "fish"),
