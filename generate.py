@@ -18,8 +18,10 @@ import transformers
 from cog import BasePredictor, Input, Path
 from PIL import Image
 
-from lora import base, buckets, generate, hardware, source
-from lora.generate import Lora
+from lora.file import source
+from lora.flux import base, generate, hardware
+from lora.flux.generate import Lora
+from lora.pictures import buckets
 
 OFFLOAD_BELOW = 40 * hardware.GIB
 """Bytes of GPU memory: FLUX.1-dev with its text encoders needs 34 GiB in bf16."""

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from captioner import caption, text
-from lora import buckets
+from lora.pictures import buckets
 from tests import tiny_qwen
 
 # config.json of Qwen/Qwen3-VL-8B-Instruct

@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench import step
 from bench.step import Case, Way
-from lora import base, hardware
+from lora.flux import base, hardware
 
 WARM = 4
 """Steps before any is looked at: all recordings, and the first use of every kernel."""

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageOps
 
-from lora import buckets, survey
+from lora.pictures import buckets, survey
 
 GOAL_RATIO = 1.15
 GOAL_GIB = 2.0

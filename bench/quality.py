@@ -45,10 +45,14 @@ import transformers
 from diffusers import FluxPipeline
 from PIL import Image
 
-from lora import adapter, base, fit, generate, job, record, source, weights
-from lora.base import Base
-from lora.generate import Lora
+from lora import job
+from lora.file import source, weights
+from lora.flux import adapter, base, generate
+from lora.flux.base import Base
+from lora.flux.generate import Lora
 from lora.request import TrainRequest
+from lora.result import record
+from lora.training import fit
 from script import signature
 from toyflux import evaluate, judge, world
 from toyflux.world import Creature, Scene, Style
@@ -66,7 +70,7 @@ class Recipe:
     inputs: Mapping[str, Any] = field(default_factory=dict)
     """Inputs of `train` other than its defaults. A learning rate is for FLUX.1-dev's width, as its source gives it."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of `lora.fit.Settings` other than those decided from the inputs."""
+    """Fields of `lora.training.fit.Settings` other than those decided from the inputs."""
     rate: float = 1.0
     """Times the learning rate that suits the type, where the inputs name none."""
     gaussian_start: bool = False

@@ -1,8 +1,9 @@
 """How long a step of the training takes, beside other ways to train the same thing.
 
 `script/bench step`, on a GPU: FLUX.1-dev's transformer at full size with random weights, made on the GPU, and whole
-steps (forward, backward, optimizer) of the project's own `lora.fit` as a training runs them, beside diffusers' model
-with peft's adapter and the way of ostris' trainer: in one run and by turns, so that what slows the machine slows all.
+steps (forward, backward, optimizer) of the project's own `lora.training.fit` as a training runs them, beside diffusers'
+model with peft's adapter and the way of ostris' trainer: in one run and by turns, so that what slows the machine
+slows all.
 `script/bench step --toy`, on a CPU: the same on the toy base, beside nothing but forward, backward and optimizer.
 
 The work of a step is counted by a formula (`step_tflop`), which leaves out what is done twice to save memory; its share
@@ -34,11 +35,12 @@ from diffusers import FluxTransformer2DModel
 from peft import LoraConfig
 from torch import Tensor
 
-from lora import adapter, base, encode, fit, flow, forward, hardware, layer
-from lora.encode import Example, Text
-from lora.fit import Settings
-from lora.hardware import Plan
-from lora.prior import Prior
+from lora.flux import adapter, base, encode, flow, forward, hardware, layer
+from lora.flux.encode import Example, Text
+from lora.flux.hardware import Plan
+from lora.training import fit
+from lora.training.fit import Settings
+from lora.training.prior import Prior
 
 FLUX_DEV: Mapping[str, Any] = {
     "patch_size": 1,
@@ -489,7 +491,7 @@ def steps_of(way: Way, transformer: FluxTransformer2DModel, lesson: Lesson) -> I
 @contextlib.contextmanager
 def in_one_layout(transformer: FluxTransformer2DModel) -> Iterator[None]:
     """Within it the gradient of every attention's output is contiguous, which diffusers' own model lacks on Hopper: see
-    `lora.forward`."""
+    `lora.flux.forward`."""
     attentions = [block.attn for block in transformer.single_transformer_blocks]
     hooks = [attention.register_forward_hook(_contiguous_gradient) for attention in attentions]
     try:

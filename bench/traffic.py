@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from bench import step
 from bench.step import FLUX_DEV, T5_TOKENS, Case
-from lora import adapter, forward
+from lora.flux import adapter, forward
 
 PRODUCTS = {"mm": 0, "addmm": 1, "addmm_": 1, "bmm": 0}
 """Which argument is the first factor, by the operation's name."""

@@ -14,38 +14,22 @@ from PIL import Image
 
 from captioner import caption, text
 from captioner.text import Caption, Rules
-from lora import (
-    adapter,
-    archive,
-    base,
-    buckets,
-    disk,
-    encode,
-    fit,
-    hardware,
-    hub,
-    learn,
-    photos,
-    prior,
-    record,
-    report,
-    resume,
-    survey,
-    tracker,
-    validation,
-    wait,
-    weights,
-)
-from lora.base import Base
-from lora.fit import Settings
-from lora.hardware import Gpu, Plan
-from lora.learn import Material
-from lora.names import Pair
-from lora.photos import Photo
-from lora.report import Lesson
+from lora import disk, wait
+from lora.file import weights
+from lora.file.names import Pair
+from lora.flux import adapter, base, encode, hardware
+from lora.flux.base import Base
+from lora.flux.hardware import Gpu, Plan
+from lora.pictures import archive, buckets, photos, survey
+from lora.pictures.photos import Photo
+from lora.pictures.survey import Look
 from lora.request import NO_SECRETS, Secrets, TrainRequest, parse_prompts, parse_resolution
-from lora.survey import Look
-from lora.watch import WARNING, Audience, Log, Metric, Remembering, Stages
+from lora.result import hub, record, report
+from lora.result.report import Lesson
+from lora.training import fit, learn, prior, resume, tracker, validation
+from lora.training.fit import Settings
+from lora.training.learn import Material
+from lora.training.watch import WARNING, Audience, Log, Metric, Remembering, Stages
 
 WEIGHTS_MEMBER = "output/flux_train_replicate/lora.safetensors"
 """Where every reader of such a tar looks, and the only safetensors that it may hold."""

@@ -51,7 +51,8 @@ class TrainRequest:
     training_steps: int
     """Optimizer steps, 0 to 6000; 0, with `resume_from`, only packs that LoRA."""
     learning_rate: float | None
-    """1e-7 to 1e-2; None: chosen from the type, the rank and the base's width (`lora.fit.default_learning_rate`)."""
+    """1e-7 to 1e-2; None: chosen from the type, the rank and the base's width
+    (`lora.training.fit.default_learning_rate`)."""
     lora_rank: int
     """1 to 128."""
     resolution: str | None
@@ -62,17 +63,17 @@ class TrainRequest:
     """How often a picture trains with the empty caption, 0 to 1."""
     prior_loss_weight: float | None
     """Weight of holding the adapter to the base's own draws, 0 to 10; 0 leaves it out; None: chosen from the type
-    (`lora.fit.PRIOR_LOSS_WEIGHTS`)."""
+    (`lora.training.fit.PRIOR_LOSS_WEIGHTS`)."""
     seed: int | None
     """0 to 2**32 - 1; None: chosen at random and recorded."""
     preview_every: int
     """Steps between previews, 0 to 6000; 0 draws them at the end alone, where they are drawn in any case."""
     preview_prompts: str
-    """What to draw, one prompt a line; empty: chosen by the type (`lora.report.preview_prompts`)."""
+    """What to draw, one prompt a line; empty: chosen by the type (`lora.result.report.preview_prompts`)."""
     stop_early: bool
-    """Whether to keep a picture out of the training and stop where its loss turns (`lora.validation`)."""
+    """Whether to keep a picture out of the training and stop where its loss turns (`lora.training.validation`)."""
     layers_to_optimize_regex: str | None
-    """Searched for in `transformer.<layer>`; None: every layer that can be adapted (`lora.adapter.choose`)."""
+    """Searched for in `transformer.<layer>`; None: every layer that can be adapted (`lora.flux.adapter.choose`)."""
     resume_from: str | None
     """An earlier LoRA to go on from: a file, an https URL, or `owner/name` or `owner/name/file` on the Hub."""
     hf_repo_id: str | None

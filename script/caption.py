@@ -11,8 +11,8 @@ from typing import Any
 
 from captioner import text
 from captioner.text import Caption, Rules
-from lora import archive, photos
-from lora.photos import Photo
+from lora.pictures import archive, photos
+from lora.pictures.photos import Photo
 from script import cli, signature
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,7 +97,7 @@ def caption_folder(folder: Path, rules: Rules, model: str | None) -> int:
     import torch  # only now: it is slow to load
 
     from captioner import caption
-    from lora import buckets
+    from lora.pictures import buckets
 
     files = [path for path in folder.rglob("*") if path.is_file()]
     files = [path for path in files if not archive.is_junk(path.relative_to(folder).as_posix())]

@@ -27,8 +27,8 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     path: Path = arguments.file
     output: Path = arguments.output or path.with_name(f"{path.stem}-{arguments.to}.safetensors")
-    from lora import weights  # only now: it loads torch
-    from lora.names import some
+    from lora.file import weights  # only now: it loads torch
+    from lora.file.names import some
     from script import cli
 
     try:

@@ -12,7 +12,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="script/inspect", description="Says what a LoRA is and whether it is sound.")
     parser.add_argument("file", type=Path, help="a safetensors, or a tar with one in it")
     path = parser.parse_args(argv).file
-    from lora import weights  # only now: it loads torch
+    from lora.file import weights  # only now: it loads torch
 
     try:
         with tempfile.TemporaryDirectory() as folder:

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
-from tiny_flux import CONFIG
 
-from lora import base
-from lora.base import Base
-from lora.encode import Example
-from lora.hardware import Plan
+from lora.flux import base
+from lora.flux.base import Base
+from lora.flux.encode import Example
+from lora.flux.hardware import Plan
+from tests.tiny_flux import CONFIG
 
 if not torch.cuda.is_available():
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # a GPU that torch cannot use is none to the tests

@@ -16,9 +16,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from openapi import document
-
 from script import signature
+from tests.openapi import document
 
 ROOT = Path(__file__).resolve().parent.parent
 FINAL = ("succeeded", "failed", "canceled")

@@ -1,4 +1,4 @@
-"""The picture of the house in the README, held against the code: who may import whom."""
+"""The floors of the house, held against the code: a room of `lora` may import the rooms below it."""
 
 import ast
 import subprocess
@@ -9,46 +9,25 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-LORA = {
-    # file -> the files of lora/ that it may import
-    "request": set(),
-    "disk": set(),
-    "archive": {"disk"},
-    "photos": {"archive"},
-    "buckets": {"archive"},
-    "hardware": set(),
-    "wait": set(),
-    "base": {"hardware", "layer", "wait"},
-    "flow": set(),
-    "encode": {"base", "flow", "hardware"},
-    "prior": {"encode", "flow"},
-    "names": set(),
-    "weights": {"archive", "disk", "names"},
-    "layer": set(),
-    "kernels": set(),
-    "rotary": {"kernels"},
-    "forward": {"layer", "rotary"},
-    "adapter": {"layer", "names", "weights"},
-    "graphs": {"encode", "hardware"},
-    "fit": {"encode", "flow", "graphs", "prior"},
-    "generate": {"adapter", "names", "weights"},
-    "report": set(),
-    "record": {"photos", "request"},
-    "survey": {"buckets"},
-    "validation": {"encode", "flow"},
-    "watch": {"fit", "report", "tracker", "validation"},
-    "learn": {
-        *("adapter", "base", "encode", "fit", "forward", "generate", "graphs", "hardware", "names", "prior"),
-        *("report", "validation", "watch"),
-    },
-    "source": {"archive", "disk", "request", "wait", "weights"},
-    "resume": {"adapter", "record", "request", "source", "weights"},
-    "hub": {"report", "request", "wait"},
-    "tracker": set(),
-}
-"""`job` may import every one of them, and nothing imports `job` but `train.py`."""
+FLOORS = (
+    {"request", "disk", "wait"},
+    {"pictures"},
+    {"file", "result"},
+    {"flux"},
+    {"training"},
+    {"job"},
+)
+"""From the ground up: the rooms of `lora`, and the files that stand beside them."""
 
-WITHOUT_TORCH = ("lora.request", "lora.archive", "lora.photos", "lora.buckets", "lora.report", "captioner.text")
+GROUND = ["request", "disk", "wait"]
+ROOMS = ("pictures", "file", "result", "flux", "training")
+WITHOUT_TORCH = (
+    *(f"lora.{name}" for name in GROUND),
+    *("lora.pictures.archive", "lora.pictures.photos", "lora.pictures.survey", "lora.pictures.buckets"),
+    *("lora.result.report", "captioner.text"),
+)
+
+FILES = sorted(file for file in (ROOT / "lora").rglob("*.py") if file != ROOT / "lora" / "__init__.py")
 
 
 def _imports(file: Path) -> set[str]:
@@ -62,28 +41,37 @@ def _imports(file: Path) -> set[str]:
     return found
 
 
-def _inside(modules: set[str], package: str) -> set[str]:
-    """Of these modules the files of a package."""
-    files = {file.stem for file in (ROOT / package).glob("*.py")}
-    return {m.split(".")[1] for m in modules if m.startswith(f"{package}.") and m.split(".")[1] in files}
+def _room(file: Path) -> str:
+    """The room of a file, or the file itself where it stands beside the rooms."""
+    return file.relative_to(ROOT / "lora").parts[0].removesuffix(".py")
 
 
-def test_every_file_of_lora_has_its_place_in_the_table() -> None:
-    assert {file.stem for file in (ROOT / "lora").glob("*.py")} == {*LORA, "__init__", "job"}
+def _floor(room: str) -> int:
+    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
 
 
-@pytest.mark.parametrize("name", LORA)
-def test_a_file_of_lora_imports_only_what_it_may(name: str) -> None:
-    assert _inside(_imports(ROOT / "lora" / f"{name}.py"), "lora") <= LORA[name]
+def test_every_file_of_lora_stands_on_a_floor() -> None:
+    assert {_room(file) for file in FILES} == set().union(*FLOORS)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_room_imports_only_rooms_below_it(file: Path) -> None:
+    own = _room(file)
+    imported = {module.split(".")[1] for module in _imports(file) if module.startswith("lora.")}
+    above = {room for room in imported - {own} if room in set().union(*FLOORS) and _floor(room) >= _floor(own)}
+    if own in FLOORS[0]:
+        above -= FLOORS[0]  # the files beside the rooms may use one another
+    assert not above, f"{file.name} imports {above}"
 
 
 def test_the_packages_keep_apart() -> None:
-    for file in (*(ROOT / "lora").glob("*.py"), *(ROOT / "captioner").glob("*.py")):
+    for file in (*FILES, *(ROOT / "captioner").glob("*.py")):
         roots = {module.split(".")[0] for module in _imports(file)}
-        assert not roots & {"cog", "toyflux", "tests", "bench", "train", "predict", "generate", "script"}, file
+        apart = {"cog", "toyflux", "tests", "bench", "server", "train", "predict", "generate", "script"}
+        assert not roots & apart, file
         if file.parent.name == "captioner":
             assert "lora" not in roots, file
-        elif file.stem != "job":
+        elif file != ROOT / "lora" / "job.py":
             assert "captioner" not in roots, file
 
 
@@ -91,3 +79,10 @@ def test_the_packages_keep_apart() -> None:
 def test_light_files_do_not_load_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit(int('torch' in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_says_what_it_is_for(room: str) -> None:
+    text = ast.get_docstring(ast.parse((ROOT / "lora" / room / "__init__.py").read_text(encoding="utf-8")))
+    assert text is not None
+    assert 3 <= len(text.splitlines()) <= 6

@@ -15,12 +15,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lora import archive, disk, weights
+from lora import disk
 from lora.disk import DiskError
+from lora.file import weights
+from lora.pictures import archive
 from script import cli
-from tests.test_archive import a_zip
+from tests.file.test_names import a_lora
+from tests.pictures.test_archive import a_zip
 from tests.test_job import _run, work  # noqa: F401, a fixture
-from tests.test_names import a_lora
 
 ROOT = Path(__file__).parent.parent
 

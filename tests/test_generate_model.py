@@ -9,15 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import server
 import torch
 from diffusers import FluxPipeline
 from PIL import Image
-from server import Server
 
 from generate import Predictor
-from lora import base, job, weights
-from lora.base import Base
+from lora import job
+from lora.file import weights
+from lora.flux import base
+from lora.flux.base import Base
+from tests import server
+from tests.server import Server
 from tests.test_request import a_request
 from toyflux import world
 

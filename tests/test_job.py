@@ -19,9 +19,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load
 
-from lora import base, fit, generate, hardware, job, prior, report, validation
-from lora.hardware import Plan
-from lora.report import Preview
+from lora import job
+from lora.flux import base, generate, hardware
+from lora.flux.hardware import Plan
+from lora.result import report
+from lora.result.report import Preview
+from lora.training import fit, prior, validation
 from tests import hub_server
 from tests.test_request import a_request
 

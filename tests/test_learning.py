@@ -10,8 +10,10 @@ from diffusers import FluxPipeline
 from PIL import Image
 
 from bench import quality
-from lora import base, generate, job, source
-from lora.generate import Lora
+from lora import job
+from lora.file import source
+from lora.flux import base, generate
+from lora.flux.generate import Lora
 from toyflux import evaluate, judge, world
 from toyflux.world import Creature, Scene, Style
 

@@ -12,13 +12,12 @@ import time
 import zipfile
 
 import pytest
-import server
-import tiny_qwen
-from openapi import document
 from PIL import Image
 
-from lora import base
+from lora.flux import base
 from script import signature
+from tests import server, tiny_qwen
+from tests.openapi import document
 
 WEIGHTS = "output/flux_train_replicate/lora.safetensors"
 QUICK = {

@@ -16,8 +16,11 @@ import torch
 from diffusers import FluxPipeline
 from PIL import Image
 
-from lora import base, job, report, weights
-from lora.report import Preview
+from lora import job
+from lora.file import weights
+from lora.flux import base
+from lora.result import report
+from lora.result.report import Preview
 from script import inspect
 from tests.test_request import a_request
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lora import source, wait
+from lora import wait
+from lora.file import source
 
 ROOT = Path(__file__).parent.parent
 

@@ -1,0 +1,173 @@
+"""Where a LoRA comes from: a file, a folder, a trainer's tar, the Hugging Face Hub, or a web address.
+
+Whatever it is, one safetensors file comes out; its content is `weights.read`'s to judge. Nothing is ever unpickled.
+"""
+
+import http.client
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
+
+from lora import disk, wait
+from lora.file import weights
+from lora.pictures import archive
+from lora.request import without_secrets
+
+MAX_BYTES = 4 * 2**30
+"""Of a download. A LoRA of rank 128 on every layer of FLUX.1 in 32 bits has 2 GiB."""
+TIMEOUT = 30.0
+"""Seconds without a byte."""
+TRIES = 3
+USUAL_NAMES = ("lora.safetensors", "pytorch_lora_weights.safetensors")
+"""Which file is meant where a repository or folder holds several."""
+
+
+def fetch(source: str, folder: Path, called: str, token: str | None = None) -> Path:
+    """The safetensors file that `source` means, below `folder` where it had to be downloaded or taken out of a tar.
+
+    `source` is the path of a safetensors file, a tar or a folder, a Hub id (`owner/name`, or `owner/name/file`; also
+    with `huggingface.co/` before it), or an http(s) address of a safetensors or a tar. `token` is for the Hub; without
+    one HF_TOKEN counts. Raises ValueError that begins with `called`, the input's name.
+    """
+    try:
+        return weights.take_out(wait.interruptibly(lambda: _find(source.strip(), folder, token)), folder)
+    except ValueError as error:
+        raise ValueError(f"{called}: {error}") from error
+
+
+def _find(source: str, folder: Path, token: str | None) -> Path:
+    if re.match(r"(www\.)?huggingface\.co/", source):  # as Replicate's flux-dev-lora takes it
+        source = f"https://{source}"
+    try:
+        url = urlsplit(source)
+    except ValueError:  # its text may hold a password
+        raise ValueError("this address cannot be read: its server's name is wrong; copy it again") from None
+    if url.scheme in ("http", "https"):
+        at_hub = url.hostname in ("huggingface.co", "www.huggingface.co")
+        return _from_hub(*_hub_file(url.path), folder, token) if at_hub else _download(source, folder)
+    path = Path(source)
+    if source and os.path.isfile(path):  # Path.is_file raises where a name is too long, before Python 3.14
+        return path
+    if source and os.path.isdir(path):
+        files = sorted(str(file.relative_to(path)) for file in path.rglob("*.safetensors"))
+        return path / _the_one(files, f"the folder {path.name!r}")
+    ends = r"\.(tar|tar\.gz|tgz|zip)$" if source.count("/") > 1 else r"\.(tar|tar\.gz|tgz|zip|safetensors)$"
+    if source.startswith((".", "/", "~")) or re.search(ends, source, re.IGNORECASE):
+        raise ValueError(f"there is no file {without_secrets(source)!r} where this runs; check its path")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w./ -]+\.safetensors)?", source):
+        owner, name, *file = source.split("/")
+        return _from_hub(f"{owner}/{name}", "/".join(file), None, folder, token)
+    shown = without_secrets(source)
+    raise ValueError(
+        f"{shown!r} is no file or folder here, no http or https address and no Hub id (owner/name); give one of these"
+    )
+
+
+def _the_one(files: list[str], where: str) -> str:
+    usual = [file for file in files if file.rpartition("/")[2] in USUAL_NAMES]
+    for chosen in (files, usual):
+        if len(chosen) == 1:
+            return chosen[0]
+    if not files:
+        raise ValueError(f"{where} holds no .safetensors file")
+    raise ValueError(f"{where} holds {len(files)} safetensors files ({', '.join(files[:5])}): say which by its name")
+
+
+def _hub_file(path: str) -> tuple[str, str, str | None]:
+    """The repository, the file ("" where none is named) and the revision (None: the main one) of a Hub address.
+
+    `/owner/name/blob/refs%2Fpr%2F1/v2/lora.safetensors` -> `owner/name`, `v2/lora.safetensors` and `refs/pr/1`.
+    """
+    owner, name, kind, revision, *file = [*map(unquote, path.strip("/").split("/")), "", "", ""]
+    if kind not in ("blob", "resolve", "tree"):
+        return f"{owner}/{name}", "", None
+    return f"{owner}/{name}", "" if kind == "tree" else "/".join(file).strip("/"), revision or None
+
+
+def _from_hub(repository: str, file: str, revision: str | None, folder: Path, token: str | None) -> Path:
+    """Into `folder`, not into the library's cache: that would serve a private file to whoever names it next."""
+    where = f"{repository}/{file}".rstrip("/") + (f" at {revision}" if revision else "")
+    try:
+        if not file:
+            files = HfApi(token=token).list_repo_files(repository, revision=revision)
+            file = _the_one([f for f in files if f.endswith(".safetensors")], f"the Hub's {where}")
+        with disk.writing(folder / "hub"):
+            return Path(hf_hub_download(repository, file, revision=revision, local_dir=folder / "hub", token=token))
+    except RepositoryNotFoundError as error:
+        raise ValueError(
+            f"the Hub has no {repository}, or the token may not read it, and there is no file of that name; check both"
+        ) from error
+    except disk.DiskError:
+        raise
+    except (HTTPError, OSError) as error:
+        if wait.refused(error):
+            raise ValueError(
+                f"the Hugging Face Hub refuses the token for {repository}; give one that may read it, from"
+                " https://huggingface.co/settings/tokens"
+            ) from None
+        told = f"{type(error).__name__}: {_told(error)}"
+        raise ValueError(f"{where} could not be fetched from the Hub ({told})") from None
+
+
+def _download(url: str, folder: Path) -> Path:
+    """Tries again where the network fails or the server is unwell; follows redirects to http(s) alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, called = folder / "download", without_secrets(url)
+    for attempt in range(1, TRIES + 1):
+        try:
+            _stream(url, path)
+            break
+        except urllib.error.HTTPError as error:
+            if error.code < 500 or attempt == TRIES:
+                raise ValueError(f"{called} answers {error.code} {_told(error.reason)}") from None
+        except (http.client.InvalidURL, UnicodeError):  # their texts hold what the address does
+            raise ValueError(
+                f"{called} is no address that can be asked: a port is a number, a space is written %20, and no user or"
+                " password may be in it; copy it again"
+            ) from None
+        except disk.DiskError:
+            raise
+        except (OSError, EOFError, http.client.HTTPException) as error:
+            if attempt == TRIES:
+                raise ValueError(f"{called} could not be fetched: {_told(error)}") from None
+        time.sleep(2 ** (attempt - 1))
+    with path.open("rb") as file:
+        if archive.is_web_page(file.read(512)):
+            raise ValueError(
+                f"{called} answers with a web page: give the address of the file itself, not of a page that offers it"
+                " or asks for a login"
+            )
+    return path
+
+
+def _stream(url: str, path: Path) -> None:
+    handlers = (urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler)
+    opener = urllib.request.OpenerDirector()  # build_opener would add ftp, file and data, for redirects too
+    for handler in (*handlers, urllib.request.HTTPRedirectHandler):
+        opener.add_handler(handler())
+    opener.add_handler(urllib.request.HTTPDefaultErrorHandler())
+    opener.add_handler(urllib.request.HTTPErrorProcessor())
+    opener.add_handler(urllib.request.UnknownHandler())
+    request = urllib.request.Request(url, headers={"User-Agent": "flux-lora-trainer"})
+    with opener.open(request, timeout=TIMEOUT) as answer, disk.writing(path), path.open("wb") as out:
+        announced, done = answer.length, 0
+        while block := answer.read(1 << 20):
+            done += len(block)
+            if done > MAX_BYTES:
+                raise ValueError(f"{without_secrets(url)} is larger than {MAX_BYTES / 2**30:g} GiB: no LoRA is")
+            out.write(block)
+    if announced is not None and done < announced:
+        raise EOFError(f"it ended after {done} bytes of {announced}")
+
+
+def _told(error: object) -> str:
+    """The first line of an error, in which the addresses are without their secrets."""
+    line = str(error).strip().partition("\n")[0][:300]
+    return re.sub(r"//[^/\s]*@", "//", re.sub(r"[?#][^\s'\"]*", "", line))

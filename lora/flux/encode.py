@@ -1,0 +1,97 @@
+"""Pictures to latents and prompts to embeddings, once each, before the transformer is loaded.
+
+One picture at one size is one Example, which carries its own caption: nothing is ever joined by the order of a loader.
+All of it is kept in the machine's memory and each step fetches its own: a caption alone is 4 MiB under FLUX.1-dev, and
+the GPU's memory is for the training, however many pictures there are.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lora.flux import flow
+from lora.flux.base import Base
+from lora.flux.hardware import Plan
+
+PROMPTS_AT_ONCE = 8
+"""Through the text encoders: one by one, a hundred prompts wait for the launching of kernels."""
+
+Text = dict[str, Tensor]
+"""`prompt_embeds` (T, D) from T5 and `pooled` (P,) from CLIP, of one prompt."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Example:
+    """One picture in one bucket, as the transformer sees it."""
+
+    name: str
+    size: tuple[int, int]
+    """Latent cells, (height, width)."""
+    mean: Tensor
+    std: Tensor
+    """(S, 4C) each, packed and normalised: the autoencoder gives a distribution, which `fit` draws from anew each time,
+    so that its noise is not learned as if it were the picture's."""
+    caption: str
+
+
+@torch.no_grad()
+def encode_pictures(base: Base, plan: Plan, pictures: Iterable[tuple[str, str, Image.Image]]) -> list[Example]:
+    """(name, caption, picture) -> Example; a picture's sides must be multiples of 16 pixels."""
+    examples = []
+    with base.vae(plan) as vae:
+        shift, scale = vae.config.shift_factor or 0.0, vae.config.scaling_factor
+        for name, caption, picture in pictures:
+            # (H, W, 3) bytes -> (1, 3, H, W) in -1..1; rounded to the plan's type last, or it would be twice as coarse
+            pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].to(plan.device).float() / 127.5 - 1
+            latents = vae.encode(pixels.to(plan.dtype)).latent_dist  # (1, C, H/8, W/8)
+            height, width = latents.mean.shape[-2:]
+            example = Example(
+                name=f"{name} at {picture.width}x{picture.height}",
+                size=(height, width),
+                mean=in_host_memory(flow.pack((latents.mean - shift) * scale)[0]),
+                std=in_host_memory(flow.pack(latents.std * scale)[0]),
+                caption=caption,
+            )
+            examples.append(example)
+    return examples
+
+
+@torch.no_grad()
+def encode_texts(base: Base, plan: Plan, prompts: Iterable[str]) -> tuple[dict[str, Text], list[str]]:
+    """Every distinct prompt, encoded by diffusers' own `FluxPipeline.encode_prompt`; and the prompts cut at the end.
+
+    A prompt is cut where it has more T5 tokens than the base's text length.
+    """
+    wanted = list(dict.fromkeys(prompts))
+    texts, cut = {}, []
+    with base.text(plan) as pipeline:
+        for start in range(0, len(wanted), PROMPTS_AT_ONCE):
+            batch = wanted[start : start + PROMPTS_AT_ONCE]
+            embeds, pooled, _ = pipeline.encode_prompt(
+                prompt=batch, prompt_2=None, device=plan.device, max_sequence_length=base.t5_tokens
+            )
+            for i, (prompt, tokens) in enumerate(zip(batch, pipeline.tokenizer_2(batch).input_ids, strict=True)):
+                texts[prompt] = {"prompt_embeds": in_host_memory(embeds[i]), "pooled": in_host_memory(pooled[i])}
+                if len(tokens) > base.t5_tokens:
+                    cut.append(prompt)
+    return texts, cut
+
+
+def in_host_memory(tensor: Tensor) -> Tensor:
+    """The tensor in the machine's memory; pinned, so that a GPU fetches it without waiting for the step before."""
+    return tensor.cpu().pin_memory() if tensor.is_cuda else tensor
+
+
+def batched(tensors: Iterable[Tensor], device: torch.device) -> Tensor:
+    """Tensors of one shape as a batch on the training's device."""
+    return torch.stack([tensor.to(device, non_blocking=True) for tensor in tensors])
+
+
+def stack(texts: Mapping[str, Text], prompts: Iterable[str], device: torch.device) -> Text:
+    """The embeddings of a batch of prompts: `prompt_embeds` (B, T, D) and `pooled` (B, P)."""
+    batch = [texts[prompt] for prompt in prompts]
+    return {key: batched([text[key] for text in batch], device) for key in ("prompt_embeds", "pooled")}

@@ -1,0 +1,211 @@
+"""Prompts to pictures, by diffusers' own pipelines, with one LoRA or several.
+
+Names and defaults follow Replicate's flux-dev-lora. Every picture has a seed of its own, so that it can be drawn again
+alone. Whoever asks has them drawn one at a time, and memory does not grow with their number; a training's previews are
+small, and drawn a few together.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxImg2ImgPipeline,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
+from PIL import Image
+from torch import Tensor
+
+from lora.file import names, weights
+from lora.flux import adapter
+
+STEPS = 28
+GUIDANCE = 3.5
+"""What FLUX.1-dev is drawn with."""
+STRENGTH = 0.8
+"""Of a prompt over the picture that the drawing starts from; at 1 nothing of the picture is left."""
+AT_ONCE = 4
+"""Previews."""
+FORMATS = {"webp": "WEBP", "jpg": "JPEG", "png": "PNG"}
+_NAMED = 5
+"""Layers that a message names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """A LoRA to draw with."""
+
+    name: str
+    """What messages call it."""
+    file: Path
+    """A safetensors file; see `lora.file.source`."""
+    scale: float
+
+
+def open_pipeline(folder: Path, device: str, dtype: torch.dtype, offload: bool) -> FluxPipeline:
+    """A base in diffusers' layout, whole, on `device`; where `offload`, a part is there only while it is needed."""
+    pipeline = FluxPipeline.from_pretrained(folder, dtype=dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    if offload:
+        pipeline.enable_model_cpu_offload(device=device)
+        return pipeline
+    return pipeline.to(device)
+
+
+def pipeline_of(
+    transformer: FluxTransformer2DModel, vae: AutoencoderKL, scheduler: Mapping[str, object]
+) -> FluxPipeline:
+    """A pipeline of parts already loaded, for prompts already encoded; `scheduler` is the base's scheduler config."""
+    pipeline = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler.from_config(scheduler),
+        vae=vae,
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+        transformer=transformer,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def put_on(pipeline: FluxPipeline, loras: Sequence[Lora], log: Callable[[str], None]) -> None:
+    """Makes the pipeline draw with exactly these LoRAs, each at its scale; with none, as the base alone.
+
+    Layers that the base does not have, or has in another size, are left out with a warning that names them. Raises
+    ValueError where nothing of a LoRA is left, and for a file that is none.
+    """
+    ready = [(lora, _fitting(pipeline.transformer, lora, log)) for lora in loras]
+    pipeline.unload_lora_weights()
+    for number, (_, pairs) in enumerate(ready):
+        pipeline.load_lora_weights(names.to_naming("diffusers", pairs), adapter_name=f"lora_{number}")
+    if ready:
+        called = [f"lora_{number}" for number in range(len(ready))]
+        pipeline.set_adapters(called, [lora.scale for lora in loras])
+    for lora, pairs in ready:
+        log(f"{lora.name}: {len(pairs)} layers at scale {lora.scale:g}")
+
+
+def _fitting(transformer: FluxTransformer2DModel, lora: Lora, log: Callable[[str], None]) -> dict[str, names.Pair]:
+    """The layers of a LoRA that the transformer has, in the size that it has."""
+    try:
+        read = weights.read(lora.file)
+    except ValueError as error:
+        raise ValueError(f"{lora.name}: {error}") from error
+    pairs = read.pairs
+    if read.strange:
+        log(
+            f"warning: {lora.name}: {len(read.strange)} of its keys are of no layer of FLUX's transformer and are left"
+            f" out: {names.some(read.strange)}"
+        )
+    broken = weights.not_finite(pairs)
+    if broken:
+        raise ValueError(
+            f"{lora.name}: {len(broken)} of its {len(pairs)} layers hold weights that are not finite, such as"
+            f" {broken[0]}: its training broke down, and every picture would be black"
+        )
+    sizes = adapter.shapes(transformer)
+    fitting = {layer: (a, b) for layer, (a, b) in pairs.items() if sizes.get(layer) == (b.shape[0], a.shape[1])}
+    left_out = [layer for layer in pairs if layer not in fitting]
+    if not fitting:
+        a, b = pairs[left_out[0]]
+        there = sizes.get(left_out[0])
+        has = f"has {there[1]} and {there[0]}" if there else "has no such layer"
+        raise ValueError(
+            f"{lora.name}: none of its {len(pairs)} layers fits this base, so it would change nothing: {left_out[0]} is"
+            f" for {a.shape[1]} inputs and {b.shape[0]} outputs, the base {has}. Take a LoRA trained on this base"
+        )
+    if left_out:
+        more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
+        log(
+            f"warning: {lora.name}: {len(left_out)} of its {len(pairs)} layers do not fit this base and are left out:"
+            f" {', '.join(left_out[:_NAMED])}{more}"
+        )
+    return fitting
+
+
+def size_for(ratio: str, native: int) -> tuple[int, int]:
+    """(width, height) in pixels of "16:9" and the like at a base's native area, in multiples of 16."""
+    wide, high = (int(part) for part in ratio.split(":"))
+    sides = (native * math.sqrt(wide / high), native * math.sqrt(high / wide))
+    return max(16, round(sides[0] / 16) * 16), max(16, round(sides[1] / 16) * 16)
+
+
+@torch.no_grad()
+def draw(
+    pipeline: FluxPipeline,
+    prompt: str | Mapping[str, Tensor],
+    size: tuple[int, int],
+    seed: int,
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
+    tokens: int = 512,
+    start: Image.Image | None = None,
+    strength: float = STRENGTH,
+) -> Image.Image:
+    """One picture of `size` (width, height) in pixels. The noise is drawn on the CPU: a seed means the same anywhere.
+
+    `prompt` is text, of which T5 reads `tokens`, or the embeddings `prompt_embeds` (T, D) and `pooled` (P,) of one.
+    Where there is a picture to `start` from, it must have this size. Raises ValueError where at this strength nothing
+    would be drawn.
+    """
+    if isinstance(prompt, str):
+        asked: dict[str, object] = {"prompt": prompt, "max_sequence_length": tokens}
+    else:
+        asked = {
+            "prompt_embeds": prompt["prompt_embeds"][None].to(pipeline.transformer.device),
+            "pooled_prompt_embeds": prompt["pooled"][None].to(pipeline.transformer.device),
+        }
+    if start is not None:
+        if int(steps - steps * strength) == steps:  # as the pipeline counts
+            raise ValueError(f"prompt_strength: at {strength:g} nothing is left to draw; give more than 0")
+        # Without a dtype it would turn the shared models into float32, for good (huggingface/diffusers#12754).
+        pipeline = FluxImg2ImgPipeline.from_pipe(pipeline, dtype=pipeline.transformer.dtype)
+        pipeline.set_progress_bar_config(disable=True)
+        asked |= {"image": start, "strength": strength}
+    return pipeline(
+        **asked,
+        width=size[0],
+        height=size[1],
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        generator=torch.Generator().manual_seed(seed),
+    ).images[0]
+
+
+@torch.no_grad()
+def draw_all(
+    pipeline: FluxPipeline,
+    texts: Sequence[Mapping[str, Tensor]],
+    size: tuple[int, int],
+    seeds: Sequence[int],
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
+) -> list[Image.Image]:
+    """What `draw` draws of each of these embeddings with its seed, AT_ONCE together: a GPU is far from busy with one."""
+    pipeline.vae.enable_slicing()  # what is decoded needs more memory than what is drawn
+    device = pipeline.transformer.device
+    pictures = []
+    for start in range(0, len(texts), AT_ONCE):
+        batch = texts[start : start + AT_ONCE]
+        pictures += pipeline(
+            prompt_embeds=torch.stack([text["prompt_embeds"] for text in batch]).to(device),
+            pooled_prompt_embeds=torch.stack([text["pooled"] for text in batch]).to(device),
+            width=size[0],
+            height=size[1],
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds[start : start + AT_ONCE]],
+        ).images
+    return pictures
+
+
+def save(picture: Image.Image, path: Path, quality: int) -> None:
+    """Writes the picture in the format of the path's suffix, a key of FORMATS; a PNG knows no `quality` (0 to 100)."""
+    kind = FORMATS[path.suffix.removeprefix(".")]
+    picture.save(path, kind, **({} if kind == "PNG" else {"quality": quality}))

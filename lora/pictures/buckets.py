@@ -1,0 +1,257 @@
+"""Pictures for training: decoded upright in sRGB, given an aspect-ratio bucket, scaled and cropped to it.
+
+One picture may train at several resolutions; it is decoded once for all of them, in threads, a few pictures at a time,
+so that memory does not grow with their number.
+"""
+
+import contextlib
+import functools
+import math
+import os
+import struct
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TypeVar
+
+import pillow_heif
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+
+from lora.pictures.archive import MAX_PIXELS
+
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # or Pillow warns of pictures that are allowed
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "BMP", "DIB", "TIFF", "GIF")
+"""What is read, told by the bytes of a file and not by its name."""
+MAX_ASPECT = 4.0
+"""The longest bucket, long side to short; a longer picture is cropped to it."""
+SPARE = 1.5
+"""A large picture is first made smaller by whole steps, cheaply, but never below this many times what is needed, so
+that the Lanczos filter still decides what is seen. Measured on photographs, the result is one level of 255 (rms) from
+that of Lanczos alone; with 2 it would be 0.7 levels, and a picture of 12 megapixels would take twice as long."""
+
+# What Pillow and its codecs raise on a damaged file; RuntimeError is pillow-heif's and pillow's AVIF reader's
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error, zlib.error)
+
+_UPRIGHT = {  # EXIF orientation -> what turns the stored picture upright (Exif 2.32, tag 0x0112)
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A picture file whose header has been read."""
+
+    image: Image.Image
+    orientation: int
+    """The EXIF orientation still to be applied, 1 to 8."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the upright picture."""
+        return self.image.size[::-1] if self.orientation >= 5 else self.image.size
+
+    def decode(self, least: tuple[int, int]) -> Image.Image:
+        """The picture: first frame, upright, colours in sRGB, on white where it is transparent, mode RGB.
+
+        It may be smaller than the file's, which is faster, though not below SPARE times `least` (width, height of the
+        upright picture).
+        """
+        wide, high = least[::-1] if self.orientation >= 5 else least
+        wide, high = math.ceil(SPARE * wide), math.ceil(SPARE * high)
+        self.image.draft(None, (wide, high))  # a JPEG is decoded at a half, a quarter or an eighth
+        profile = self.image.info.get("icc_profile")
+        picture = _plain(self.image)
+        if (factor := min(picture.width // wide, picture.height // high)) > 1:
+            picture = picture.reduce(factor)
+        if self.orientation in _UPRIGHT:
+            picture = picture.transpose(_UPRIGHT[self.orientation])
+        if picture.mode != "RGBA":
+            return _srgb(picture, profile)
+        on_white = Image.new("RGB", picture.size, "white")
+        on_white.paste(_srgb(picture.convert("RGB"), profile), mask=picture.getchannel("A"))
+        return on_white
+
+
+@contextlib.contextmanager
+def opened(path: Path, name: str = "") -> Iterator[Opened]:
+    """A picture file, open. Raises ValueError that names it (by `name`, or else by its own) where it is damaged, of an
+    unknown kind, or larger than MAX_PIXELS, which may show as late as in decoding it."""
+    name = name or path.name
+    know_heif()
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(
+                    f"{image.width} x {image.height} is over {MAX_PIXELS / 1e6:g} megapixels: make it smaller"
+                )
+            if not image.width * image.height:
+                raise ValueError("it has no pixels")
+            yield Opened(image=image, orientation=_orientation(image))
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name!r} has more than {MAX_PIXELS / 1e6:g} megapixels: make it smaller") from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{name!r} is damaged, or no {', '.join(FORMATS)} whatever its name says") from error
+    except _DAMAGE as error:
+        raise ValueError(f"{name!r} cannot be read as a picture: {error}") from error
+
+
+def read_picture(path: Path, pixels: int | None = None) -> Image.Image:
+    """A picture as `Opened.decode` gives it: at its full size, or in at least the detail that so many pixels hold,
+    which is faster. Raises ValueError as `opened` does."""
+    with opened(path) as picture:
+        width, height = picture.size
+        factor = min(1.0, math.sqrt((pixels or width * height) / (width * height)))
+        return picture.decode((math.ceil(factor * width), math.ceil(factor * height)))
+
+
+def choose_bucket(width: int, height: int, resolution: int, step: int = 16) -> tuple[int, int]:
+    """The bucket (width, height) that crops a picture of this size least, and of those the largest.
+
+    Its sides are multiples of `step`; its area is resolution² or up to a twentieth less, or else the next that the
+    multiples allow; its long side to the short one is at most MAX_ASPECT.
+    """
+    assert min(width, height) > 0
+    assert resolution >= step > 0
+    if height > width:
+        tall, wide = choose_bucket(height, width, resolution, step)
+        return wide, tall
+    best, best_score = (0, 0), (0.0, 0)
+    for long in range(resolution // step * step, int(MAX_ASPECT * resolution) + 1, step):
+        largest = min(long, resolution * resolution // (long * step) * step)
+        smallest = min(largest, math.ceil(0.95 * resolution * resolution / (long * step)) * step)
+        for short in range(smallest, largest + 1, step):
+            kept = min(width * short, long * height) / max(width * short, long * height)
+            if 0 < long <= MAX_ASPECT * short and (kept, long * short) > best_score:
+                best, best_score = (long, short), (kept, long * short)
+    return best
+
+
+def buckets_for(width: int, height: int, resolutions: Sequence[int], step: int = 16) -> list[tuple[int, int]]:
+    """The buckets a picture of this size trains in, smallest first: the smallest resolution's in any case, and of every
+    larger one that it fills without being enlarged."""
+    buckets = [choose_bucket(width, height, resolution, step) for resolution in sorted(set(resolutions))]
+    return buckets[:1] + [bucket for bucket in buckets[1:] if cover(width, height, bucket) <= 1]
+
+
+def cover(width: int, height: int, size: tuple[int, int]) -> float:
+    """How much a picture of `width` x `height` is enlarged, or made smaller, to cover `size` (width, height)."""
+    return max(size[0] / width, size[1] / height)
+
+
+def fit_to(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Scale `image` (Lanczos) to cover `size` (width, height), and crop its centre."""
+    scale = cover(*image.size, size)
+    width, height = min(image.width, size[0] / scale), min(image.height, size[1] / scale)
+    left, top = (image.width - width) / 2, (image.height - height) / 2
+    box = (left, top, min(image.width, left + width), min(image.height, top + height))
+    return image.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+
+
+def prepared(
+    paths: Iterable[Path], resolutions: Sequence[int], step: int = 16, threads: int | None = None
+) -> Iterator[list[Image.Image]]:
+    """For each path, in order: the picture in each of its buckets (`buckets_for`), decoded once, `in_threads`.
+
+    Raises ValueError as `opened` does.
+    """
+
+    def prepare(path: Path) -> list[Image.Image]:
+        with opened(path) as picture:
+            buckets = buckets_for(*picture.size, resolutions, step)
+            decoded = picture.decode((max(width for width, _ in buckets), max(height for _, height in buckets)))
+        return [fit_to(decoded, bucket) for bucket in buckets]
+
+    return in_threads(prepare, paths, threads)
+
+
+def in_threads(work: Callable[[Item], Result], items: Iterable[Item], threads: int | None = None) -> Iterator[Result]:
+    """`work(item)` for each item, in order, in `threads` threads (None: one a core, at most 8).
+
+    No more than `threads` + 1 results are under way or waiting, so memory is bounded. When the caller stops early, what
+    runs is finished and nothing else begun.
+    """
+    threads = threads or min(8, os.cpu_count() or 1)
+    waiting: deque[Future[Result]] = deque()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="pictures")
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@functools.cache
+def know_heif() -> None:
+    """Pillow reads and writes HEIC from here on."""
+    pillow_heif.register_heif_opener()
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation that Pillow has not applied. A broken EXIF counts as none."""
+    if image.format in ("TIFF", "HEIF"):  # their readers turn the picture, and say its upright size
+        return 1
+    if image.format == "PNG":  # its EXIF may follow the pixels, and asking for it would hide damage to them
+        image.load()
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except _DAMAGE:
+        return 1
+    return orientation if orientation in _UPRIGHT else 1
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """Any mode -> one of 8 bits a channel: L, RGB, CMYK, LAB, or RGBA where something is transparent."""
+    if image.mode.startswith(("I", "F")):
+        return _eight_bits(image)
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.has_transparency_data:
+        return image.convert("RGBA")
+    if image.mode in ("L", "RGB", "CMYK", "LAB"):
+        image.load()
+        return image
+    return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Greys of 16 or 32 bits, or real numbers -> L. White is the format's own for 16 bits; else the first of 1, 255 and
+    65535 that no value exceeds, for the file does not say."""
+    image = image.convert("F") if (sixteen := image.mode.startswith("I;16")) else image
+    top = image.getextrema()[1]
+    assert isinstance(top, int | float)
+    white = 65535 if sixteen else next((white for white in (1, 255, 65535) if top <= white), top)
+    return image.convert("F").point(lambda value: value * (255 / white) + 0.5).convert("L")
+
+
+def _srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """L, RGB, CMYK or LAB in the colours of `profile` (None: sRGB) -> RGB in sRGB. A broken or unfit one is ignored."""
+    if image.mode != "LAB" and profile is None:
+        return image.convert("RGB")
+    try:
+        described = ImageCms.createProfile("LAB") if image.mode == "LAB" else BytesIO(profile or b"")
+        source = ImageCms.ImageCmsProfile(described)
+        if ImageCms.getProfileDescription(source).startswith("sRGB"):
+            return image.convert("RGB")
+        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError):
+        return image.convert("RGB")
+    assert converted is not None
+    return converted

@@ -1,0 +1,300 @@
+"""The optimizer and the loop: a generator, so that whoever runs it decides what to do between steps."""
+
+import dataclasses
+import functools
+import math
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from diffusers import FluxTransformer2DModel
+from torch import Tensor
+
+from lora.flux import flow
+from lora.flux.encode import Example, Text
+from lora.training import prior
+from lora.training.graphs import Pass, Passes
+from lora.training.prior import Prior
+
+FLUX_WIDTH = 3072
+RANK = 16
+"""That LEARNING_RATES are for."""
+LEARNING_RATES = {"subject": 4e-4, "style": 8e-4}
+"""At FLUX.1-dev's width, for RANK and AdamW; 4e-4 is what ostris/flux-dev-lora-trainer uses on Replicate. Twice that
+for a style is what the lab showed on the toy base (bench/NOTES.md)."""
+PRIOR_LOSS_WEIGHTS = {"subject": 0.2, "style": 0.3}
+"""How much the base's own draws weigh. At 1 their gradients were some four times as long as the pictures' on the toy
+base, and Adam measures its steps by them; so little holds the base nearly as well, and more is learned. A style spreads
+further than a subject (bench/NOTES.md)."""
+PRIOR_EVERY = 2
+"""Every how many steps they are looked at. More and lighter looks hold other words as well as fewer and heavier ones,
+and leave more to the pictures (bench/NOTES.md)."""
+HELD = {"subject": 0.5, "style": 0.0}
+"""Share of the training in which the rate stays at its peak. A subject learns faster so, and nothing else suffers; a
+style at its higher rate needs the long decay (bench/NOTES.md)."""
+TIMESTEP_MEANS = {"subject": 0.0, "style": 3.0}
+"""Of the logit-normal. A style shows in layout, ground and colours, which much noise decides: what arXiv:2411.14793
+found for styles on FLUX.1-dev, and the lab on the toy base (bench/NOTES.md)."""
+UNIFORM_SHARES = {"subject": 0.0, "style": 0.25}
+"""Of the pictures' times. A style shows in its strokes too, which less noise decides (bench/NOTES.md)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to train; every value decided, nothing left to guess.
+
+    By the fields with a default the lab compares recipes (`bench/quality.py`); some `lora.job` decides by `lora_type`.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    caption_dropout_rate: float
+    prior_loss_weight: float
+    seed: int
+    timestep_mean: float = 0.0
+    """Of the logit-normal; see `flow.sample_timesteps`."""
+    uniform_share: float = 0.0
+    """Share of the times that are drawn from 0 to 1 evenly, instead of by the logit-normal."""
+    guidance: float = flow.TRAINING_GUIDANCE
+    """What the transformer's guidance input is given, with the pictures and with the base's own draws."""
+    held: float = 0.0
+    """Share of the training in which the learning rate stays at its peak; see `learning_rate_at`."""
+    weight_decay: float = 1e-4
+    adam_epsilon: float = 1e-8
+    ema_decay: float = 0.0
+    """Share of itself that the running mean of the weights keeps at each step; the training ends with that mean in
+    their place. 0: no mean, the last weights."""
+    prior_kinds: tuple[str, ...] = prior.KINDS
+    """What is asked of the base for its own draws, in turn; see `prior.prompts`."""
+    prior_prompts: int = prior.DRAWINGS
+    """How many drawings of the base's own there are."""
+    prior_every: int = PRIOR_EVERY
+    """Every how many steps the base's own draws are looked at; they weigh as many times as much then."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class StepReport:
+    step: int
+    """From 1."""
+    loss: Tensor
+    """A scalar still on its device: reading it waits for the GPU, so read it only where it is shown."""
+    prior_loss: Tensor
+    """Of the last step that looked at the base's own draws; 0 before."""
+    learning_rate: float
+    seconds: float
+    """Since the loop began."""
+
+
+def at_width(rate: float, width: int) -> float:
+    """A learning rate for FLUX.1-dev's width, brought to a base of another.
+
+    Adam's steps have the same size for every weight, so a layer of n inputs moves its output by n times as much where
+    they all pull together (muP, arXiv:2203.03466), by sqrt(n) times where they do not. The power is between the two:
+    on the toy base ten times the rate learned no less than five times and more than twenty times (bench/NOTES.md).
+    """
+    return rate * (FLUX_WIDTH / width) ** 0.75
+
+
+def default_learning_rate(lora_type: str, width: int, rank: int) -> tuple[float, str]:
+    """The learning rate for a type on a base of this width at this rank, and why.
+
+    With alpha = rank every rank adds its part to the product, so above RANK the rate falls as the scale does in rsLoRA
+    (arXiv:2312.03732): at four times the rank the whole rate broke the toy base with a style, half of it did as well as
+    at RANK (bench/NOTES.md). A lower rank has the rate of RANK.
+    """
+    rate = at_width(LEARNING_RATES[lora_type], width)
+    reason = f"{LEARNING_RATES[lora_type]:.2g} for a {lora_type} at FLUX.1-dev's width"
+    if width != FLUX_WIDTH:
+        reason += f" {FLUX_WIDTH}, times ({FLUX_WIDTH}/{width})^0.75"
+    if rank > RANK:
+        rate *= (RANK / rank) ** 0.5
+        reason += f", times ({RANK}/{rank})^0.5 for the rank"
+    return rate, reason
+
+
+def batches(examples: Sequence[Example], batch_size: int, rng: random.Random) -> Iterator[list[Example]]:
+    """Endless full batches of one size each, in which every example comes equally often.
+
+    Every round takes each example once, in a new order; where a size is left with fewer than a batch, they wait for the
+    next round. A smaller batch would be a step like any other, and its pictures would weigh several times as much.
+    """
+    waiting: dict[tuple[int, int], list[Example]] = {}
+    while True:
+        ready = []
+        for example in rng.sample(examples, len(examples)):
+            batch = waiting.setdefault(example.size, [])
+            batch.append(example)
+            if len(batch) == batch_size:
+                ready.append(waiting.pop(example.size))
+        yield from rng.sample(ready, len(ready))
+
+
+def learning_rate_at(step: int, steps: int, peak: float, held: float) -> float:
+    """Linear warm-up over the first 2 % (50 steps at most), the peak until a share `held` of the rest is over, then
+    half a cosine to a tenth of the peak; step from 1. With `held` 1 the peak throughout, without warm-up."""
+    if held == 1:
+        return peak
+    warm_up = min(50, max(1, steps // 50))
+    if step < warm_up:
+        return peak * step / warm_up
+    progress = max(0.0, (step - warm_up) / max(1, steps - warm_up) - held) / (1 - held)
+    return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def picture_loss(
+    transformer: FluxTransformer2DModel,
+    size: tuple[int, int],
+    generator: torch.Generator,
+    settings: Settings,
+    mean: Tensor,
+    std: Tensor,
+    prompt_embeds: Tensor,
+    pooled: Tensor,
+) -> Tensor:
+    """The flow-matching loss of a batch of examples of one size in latent cells, a scalar with a gradient.
+
+    `mean` and `std` are (B, S, 4C), `prompt_embeds` (B, T, D) and `pooled` (B, P), as in Example and Text.
+    """
+
+    def randn() -> Tensor:
+        return torch.randn(mean.shape, generator=generator, device=mean.device).to(mean)
+
+    latents = mean + std * randn()
+    noise = randn()
+    timesteps = flow.sample_timesteps(len(mean), generator, settings.timestep_mean, settings.uniform_share)
+    noisy = flow.add_noise(latents, noise, timesteps)
+    text = {"prompt_embeds": prompt_embeds, "pooled": pooled}
+    prediction = flow.velocity(transformer, noisy, timesteps, settings.guidance, text, size)
+    return flow.flow_loss(prediction, latents, noise)
+
+
+def prior_loss(
+    transformer: FluxTransformer2DModel,
+    size: tuple[int, int],
+    guidance: float,
+    noisy: Tensor,
+    timesteps: Tensor,
+    velocity: Tensor,
+    prompt_embeds: Tensor,
+    pooled: Tensor,
+) -> Tensor:
+    """How far the adapted model has gone from the base on a batch of steps of the base's own drawings, a scalar; the
+    tensors are those of Prior and Text."""
+    text = {"prompt_embeds": prompt_embeds, "pooled": pooled}
+    prediction = flow.velocity(transformer, noisy, timesteps, guidance, text, size)
+    return F.mse_loss(prediction.float(), velocity.float())
+
+
+def rows_of_examples(
+    batch: Sequence[Example], captions: Sequence[str], texts: Mapping[str, Text]
+) -> list[list[Tensor]]:
+    """What `picture_loss` is given of each example under its caption."""
+    return [
+        [example.mean, example.std, *_embeddings(texts, caption)]
+        for example, caption in zip(batch, captions, strict=True)
+    ]
+
+
+def rows_of_priors(batch: Sequence[Prior], texts: Mapping[str, Text]) -> list[list[Tensor]]:
+    """What `prior_loss` is given of each."""
+    times = torch.tensor([prior.timestep for prior in batch])
+    return [
+        [prior.noisy, time, prior.velocity, *_embeddings(texts, prior.prompt)]
+        for prior, time in zip(batch, times, strict=True)
+    ]
+
+
+def _embeddings(texts: Mapping[str, Text], prompt: str) -> tuple[Tensor, Tensor]:
+    return texts[prompt]["prompt_embeds"], texts[prompt]["pooled"]
+
+
+def fit(
+    transformer: FluxTransformer2DModel,
+    parameters: Sequence[torch.nn.Parameter],
+    examples: Sequence[Example],
+    priors: Sequence[Prior],
+    texts: Mapping[str, Text],
+    settings: Settings,
+    record: bool = False,
+) -> Iterator[StepReport]:
+    """Trains `parameters` in place, a StepReport a step; on a GPU by recordings, where asked (`lora.training.graphs`).
+
+    `texts` must hold every caption, the empty one, and every prior's prompt, and every prior must be of one size. The
+    same arguments on the same machine give the same weights, bit for bit on a CPU. Raises RuntimeError where the first
+    step has no gradient, for it would train nothing and say so nowhere; and CannotRecord.
+    """
+    rng = random.Random(settings.seed)
+    device = parameters[0].device
+    # On the training's own device: noise that comes from elsewhere would make every step wait for the one before.
+    generator = torch.Generator(device).manual_seed(settings.seed)
+    # Steps of 1e-4 vanish in bf16's 8 bits, so what is moved is in float32; on a CPU these are the parameters.
+    masters = [parameter.detach().float() for parameter in parameters]
+    gradients = [torch.zeros_like(master) for master in masters]
+    for master, gradient in zip(masters, gradients, strict=True):
+        master.grad = gradient
+    optimizer = torch.optim.AdamW(
+        masters,
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        eps=settings.adam_epsilon,
+        fused=True,
+    )
+    means = [master.clone() for master in masters] if settings.ema_decay else []
+    # Half of the looks at the base's own draws are where the logit-normal has most pictures, for there other words must
+    # be told from the trigger; half at any time, for all of a drawing must stay (bench/NOTES.md).
+    shares = [flow.share_of_timesteps(p.until, p.timestep, settings.timestep_mean, uniform_share=0.5) for p in priors]
+    weight = settings.prior_loss_weight * settings.prior_every if priors else 0.0
+    passes = Passes(parameters, generator)
+    started = time.monotonic()
+
+    def of_pictures(batch: Sequence[Example], captions: Sequence[str]) -> Pass:
+        size = batch[0].size
+        loss = functools.partial(picture_loss, transformer, size, generator, settings)
+        return ("pictures", size), loss, rows_of_examples(batch, captions, texts)
+
+    def of_priors(batch: Sequence[Prior]) -> Pass:
+        size = batch[0].size
+
+        def loss(*inputs: Tensor) -> Tensor:
+            return weight * prior_loss(transformer, size, settings.guidance, *inputs)
+
+        return ("drawings", size), loss, rows_of_priors(batch, texts)
+
+    if record:
+        by_size = {example.size: [example] * settings.batch_size for example in examples}
+        every = [of_pictures(batch, [example.caption for example in batch]) for batch in by_size.values()]
+        every += [of_priors(list(priors[:1]) * settings.batch_size)] if weight else []
+        passes.record(every)
+    source = batches(examples, settings.batch_size, rng)
+    kept = torch.zeros((), device=device)
+    for step in range(1, settings.steps + 1):
+        batch = next(source)
+        captions = ["" if rng.random() < settings.caption_dropout_rate else example.caption for example in batch]
+        rate = learning_rate_at(step, settings.steps, settings.learning_rate, settings.held)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        passes.zero()
+        loss = passes(*of_pictures(batch, captions))
+        if weight and step % settings.prior_every == 0:
+            kept = passes(*of_priors(rng.choices(priors, shares, k=settings.batch_size))) / weight
+        torch._foreach_copy_(gradients, passes.gradients)
+        norm = torch.nn.utils.clip_grad_norm_(masters, 1.0)
+        if step == 1 and norm == 0:
+            raise RuntimeError(f"no gradient reaches the LoRA: torch {torch.__version__} does not train this model")
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_copy_(list(parameters), masters)
+            if means:
+                torch._foreach_lerp_(means, masters, 1 - settings.ema_decay)
+                if step == settings.steps:
+                    torch._foreach_copy_(list(parameters), means)
+        yield StepReport(
+            step=step,
+            loss=loss,
+            prior_loss=kept,
+            learning_rate=rate,
+            seconds=time.monotonic() - started,
+        )

@@ -1,0 +1,144 @@
+"""The training itself: from the bare transformer to the saved weights, the previews and the curve."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+from diffusers import FluxTransformer2DModel
+from PIL import Image
+
+from lora.file.names import Pair
+from lora.flux import adapter, base, forward, generate, hardware
+from lora.flux.base import Base
+from lora.flux.encode import Example, Text
+from lora.flux.hardware import Plan
+from lora.result import report
+from lora.result.report import Curve, Preview
+from lora.training import fit, graphs, prior, validation
+from lora.training.fit import Settings
+from lora.training.watch import WARNING, Audience, Watch, follow
+
+PREVIEW_SIDE = 768
+"""Pixels: as much as a preview shows, in half the time of 1024."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Material:
+    """What is trained, and on what, encoded once: it stays as it is when the training has to begin again."""
+
+    modules: Sequence[str]
+    rank: int
+    resolutions: Sequence[int]
+    learned: Sequence[Example]
+    unseen: Sequence[Example]
+    """Of the picture that is held out."""
+    texts: Mapping[str, Text]
+    asked: Sequence[str]
+    """The previews' prompts."""
+    preview_every: int
+    """Steps; 0: previews at the end alone."""
+    apart: Sequence[str]
+    """Prompts for what the base draws by itself."""
+    start: Mapping[str, Pair] | None
+    """The LoRA to go on from."""
+
+
+Save = Callable[[FluxTransformer2DModel, Plan, Settings, int], None]
+"""Is given the trained transformer, how it was trained, and the step whose weights it has."""
+Learned = tuple[list[Preview], Curve]
+
+
+def learn(material: Material, flux: Base, plan: Plan, settings: Settings, save: Save, told: Audience) -> Learned:
+    """Trains, saves, and returns the previews and the curve.
+
+    Where the GPU's memory runs out it begins again, once, with a safer plan; and where its steps cannot be recorded,
+    without that. Raises ValueError where that is not enough either, or the loss is no longer a number.
+    """
+    ran_out = False
+    while True:
+        try:
+            return _attempt(material, flux, plan, settings, save, told)
+        except graphs.CannotRecord as error:
+            again = dataclasses.replace(plan, recorded=False)
+            why = f"the steps cannot be recorded on this GPU and are run as they are, which is slower ({error})"
+        except RuntimeError as error:
+            if not hardware.is_out_of_memory(error):
+                raise
+            safer = None if ran_out else hardware.safer(plan)
+            if safer is None:
+                raise ValueError(
+                    f"the GPU's memory ran out ({plan.reason}; batch_size {settings.batch_size}, resolution"
+                    f" {','.join(map(str, material.resolutions))}, {len(material.learned)} examples): set a lower"
+                    " resolution, batch_size or lora_rank, send fewer pictures, or take a GPU with more memory"
+                ) from error
+            ran_out, again, why = True, safer, f"the GPU's memory ran out: {safer.reason}"
+        finally:
+            # Behind the except, whose traceback holds the failed attempt's tensors.
+            base.free(anywhere=True)
+        plan, settings = again, dataclasses.replace(settings, batch_size=again.batch_size)
+        told.log(f"{WARNING}{why}; once more from the start of the training")
+
+
+def _attempt(material: Material, flux: Base, plan: Plan, settings: Settings, save: Save, told: Audience) -> Learned:
+    texts, asked, stage = material.texts, material.asked, told.stage
+    with contextlib.ExitStack() as lent:
+        with stage("loading the transformer"):
+            transformer = lent.enter_context(flux.transformer(plan))
+            lent.enter_context(forward.for_training(transformer))
+            if plan.checkpointing:
+                transformer.enable_gradient_checkpointing()
+        with stage("drawing what the base draws"):
+            cells = min(material.resolutions) // 8
+            priors = prior.draw(
+                transformer, texts, material.apart, (cells, cells), flux.scheduler, settings.seed, settings.guidance
+            )
+        sketch = _sketcher(material, flux, plan, transformer, settings.seed, told)
+        with stage("training"):
+            parameters = adapter.attach(transformer, material.rank, settings.seed, material.modules, material.start)
+            told.log(f"{sum(p.numel() for p in parameters):,} weights to train, on {len(material.learned)} examples")
+            if plan.recorded:
+                sizes = {example.size for example in material.learned}
+                told.log(f"recording the passes of {len(sizes)} sizes of pictures first, about a second each")
+            reports = fit.fit(transformer, parameters, material.learned, priors, texts, settings, plan.recorded)
+            looked_at = validation.smallest(material.unseen or material.learned)
+            check = functools.partial(validation.loss, transformer, looked_at, texts, settings.seed)
+            turn = validation.Turn(parameters) if material.unseen else None
+            watch = Watch(settings.steps, check, turn, sketch, asked, material.preview_every, told)
+            curve = watch.curve(follow(reports, settings.steps, watch, told))
+            del reports  # and with it the optimizer
+            adapter.round_off(parameters)
+            last = watch.best or len(curve.losses)
+            save(transformer, plan, settings, last)
+        with stage("previews"):
+            after = sketch()
+            told.tracked.pictures(asked, len(curve.losses), after)
+            transformer.disable_adapters()
+            previews = report.pair_up(asked, sketch(), {**watch.drawn_before(last), last: after})
+    return previews, curve
+
+
+def _sketcher(
+    material: Material, flux: Base, plan: Plan, transformer: FluxTransformer2DModel, seed: int, told: Audience
+) -> Callable[[], list[Image.Image]]:
+    """A function that draws a picture for each preview's prompt with the transformer as it is then, always from the
+    same noise. The autoencoder is on the device only while it draws.
+
+    Where drawing fails, whatever it is, there are no pictures and a warning says why: none is worth the training.
+    """
+    side = min(max(material.resolutions), PREVIEW_SIDE)
+
+    def sketch() -> list[Image.Image]:
+        try:
+            with flux.vae(plan) as vae:
+                pipeline = generate.pipeline_of(transformer, vae, flux.scheduler)
+                asked = [material.texts[prompt] for prompt in material.asked]
+                seeds = [seed + i for i in range(len(asked))]
+                with forward.of_diffusers(transformer):
+                    return generate.draw_all(pipeline, asked, (side, side), seeds)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            told.log(f"{WARNING}previews could not be drawn and are left out; the training is not touched ({reason})")
+            return []
+
+    return sketch

@@ -1,0 +1,224 @@
+"""Fetching a LoRA from the Hub and from web addresses: whose it is, which revision, and what is told when it fails.
+
+Files, folders, tars and redirects are in `test_generate.py`, a cancel in `test_wait.py`.
+"""
+
+import resource
+import socketserver
+import threading
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lora.disk import DiskError
+from lora.file import source
+from tests import hub_server
+from tests.hub_server import WRITE_TOKEN, Hub
+
+LORA = b"a LoRA"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with hub_server.asked_by_the_library(monkeypatch, tmp_path) as running:
+        running.private = {"me/lora": True}
+        running.files = {
+            "me/lora": {"lora.safetensors": LORA, "old/b.safetensors": b"old", "b.bin": b""},
+            "me/lora@v2": {"lora.safetensors": b"of v2", "b.safetensors": b"b"},
+            "me/lora@refs/pr/1": {"in/a folder/lora.safetensors": b"of a proposal"},
+        }
+        yield running
+
+
+class Web(socketserver.ThreadingTCPServer):
+    """Gives its answers as they are, one a connection, the last of them for ever."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Connection)
+        self.answers: list[bytes] = []
+        self.asked: list[bytes] = []
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Connection(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        assert isinstance(self.server, Web)
+        self.server.asked.append(self.rfile.readline().strip())
+        while self.rfile.readline().strip():
+            pass
+        answers = self.server.answers
+        self.wfile.write(answers.pop(0) if len(answers) > 1 else answers[0])
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    monkeypatch.setattr(source.time, "sleep", lambda seconds: None)
+    with Web() as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def _answer(content: bytes, status: str = "200 OK", *headers: str) -> bytes:
+    head = "\r\n".join([f"HTTP/1.1 {status}", f"Content-Length: {len(content)}", *headers])
+    return f"{head}\r\n\r\n".encode() + content
+
+
+def _fetched(origin: str, folder: Path, token: str | None = None) -> bytes:
+    return source.fetch(origin, folder, "resume_from", token).read_bytes()
+
+
+def _refusal(origin: str, folder: Path, token: str | None = None) -> str:
+    """What is told, which begins with the input's name; nothing that a traceback would show holds the secret."""
+    with pytest.raises(ValueError, match=r"^resume_from: ") as caught:
+        source.fetch(origin, folder, "resume_from", token)
+    assert "secret" not in "".join(traceback.format_exception(caught.value, limit=0))
+    return str(caught.value)
+
+
+# ---------------------------------------------------------------- the Hub
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "me/lora",
+        "me/lora/lora.safetensors",
+        "huggingface.co/me/lora",
+        "www.huggingface.co/me/lora/blob/main/lora.safetensors",
+        "https://huggingface.co/me/lora/blob/main/lora.safetensors",
+    ],
+)
+@pytest.mark.parametrize("other", ["hf_secret_of_another", None])
+def test_what_one_token_may_read_is_not_given_to_the_next_user(
+    origin: str, other: str | None, hub: Hub, tmp_path: Path
+) -> None:
+    mine, theirs = tmp_path / "mine", tmp_path / "theirs"
+    assert _fetched(origin, mine, WRITE_TOKEN) == LORA
+    assert "or the token may not read it" in _refusal(origin, theirs, other)
+    assert not (tmp_path / "cache").exists(), "the library's cache is everybody's"
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("", LORA),
+        ("/tree/main", LORA),
+        ("/resolve/main/lora.safetensors?download=true", LORA),
+        ("/resolve/v2/lora.safetensors", b"of v2"),
+        ("/blob/v2/b.safetensors", b"b"),
+        ("/tree/v2", b"of v2"),
+        ("/blob/refs%2Fpr%2F1/in/a%20folder/lora.safetensors", b"of a proposal"),
+        ("/tree/refs%2Fpr%2F1", b"of a proposal"),
+    ],
+)
+def test_an_address_of_the_hub_means_its_revision(path: str, content: bytes, hub: Hub, tmp_path: Path) -> None:
+    assert _fetched(f"https://huggingface.co/me/lora{path}", tmp_path, WRITE_TOKEN) == content
+
+
+def test_a_token_that_the_hub_refuses_is_told(hub: Hub, tmp_path: Path) -> None:
+    hub.faults = [("me/lora", 401)] * 9
+    assert "the Hugging Face Hub refuses the token for me/lora; give one" in _refusal("me/lora", tmp_path, "hf_old")
+
+
+def test_an_id_may_name_a_file_in_a_folder(hub: Hub, tmp_path: Path) -> None:
+    assert _fetched("me/lora/old/b.safetensors", tmp_path, WRITE_TOKEN) == b"old"
+
+
+def test_a_revision_that_is_not_there_is_told(hub: Hub, tmp_path: Path) -> None:
+    told = _refusal("https://huggingface.co/me/lora/resolve/v9/lora.safetensors?secret=1", tmp_path, WRITE_TOKEN)
+    assert "me/lora/lora.safetensors at v9 could not be fetched from the Hub (RevisionNotFoundError: 404" in told
+
+
+def test_a_file_of_the_hub_that_does_not_fit_on_the_disk_is_told(hub: Hub, tmp_path: Path) -> None:
+    hub.files["me/lora"] = {"lora.safetensors": bytes(2_000_000)}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    try:
+        with pytest.raises(DiskError, match="cannot be written: a file may not be that large"):
+            _fetched("me/lora", tmp_path / "mine", WRITE_TOKEN)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+# ---------------------------------------------------------------- the web
+
+
+def test_an_address_in_capitals_is_one(web: Web, tmp_path: Path) -> None:
+    web.answers = [_answer(LORA)]
+    assert _fetched(web.url.replace("http", "HTTP") + "/lora.safetensors", tmp_path) == LORA
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nLoR", "IncompleteRead"),
+        (b"GET /?key=secret answers nothing\r\n\r\n", "could not be fetched: GET / answers nothing"),
+        (b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 200 + b"\r\n", "got more than 100 headers"),
+    ],
+)
+def test_an_answer_that_is_no_whole_http_is_asked_for_again_and_then_told(
+    broken: bytes, says: str, web: Web, tmp_path: Path
+) -> None:
+    web.answers = [broken, _answer(LORA)]
+    assert _fetched(f"{web.url}/lora.safetensors?key=secret", tmp_path) == LORA
+    web.answers, web.asked = [broken], []
+    told = _refusal(f"{web.url}/lora.safetensors?key=secret", tmp_path)
+    assert says in told
+    assert "127.0.0.1/lora.safetensors could not be fetched" in told
+    assert len(web.asked) == source.TRIES
+
+
+@pytest.mark.parametrize(
+    "rest", ["/my lora.safetensors?key=secret", "/müll.safetensors?key=secret", "x/lora.safetensors?key=secret"]
+)
+def test_an_address_that_is_none_is_told_at_once_without_its_secrets(rest: str, web: Web, tmp_path: Path) -> None:
+    web.answers = [_answer(LORA)]
+    assert "is no address that can be asked" in _refusal(web.url + rest, tmp_path)
+    assert web.asked == []
+
+
+@pytest.mark.parametrize(
+    ("origin", "says"),
+    [
+        ("http://me:secret@localhost/lora.safetensors", "http://localhost/lora.safetensors is no address"),
+        ("http://me:secret@[::1/lora.safetensors", "this address cannot be read"),
+        ("http://me:secret@x\u2100y/lora.safetensors", "this address cannot be read"),
+        ("ftp://me:secret@localhost/lora.tar?key=secret#secret", "'ftp://localhost/lora.tar' is no file"),
+        ("https:/localhost/lora.tar?key=secret", "could not be fetched"),
+    ],
+)
+def test_an_address_of_no_use_is_shown_without_its_secrets(origin: str, says: str, web: Web, tmp_path: Path) -> None:
+    assert says in _refusal(origin, tmp_path)
+
+
+def test_a_redirect_elsewhere_is_told_without_its_secrets(web: Web, tmp_path: Path) -> None:
+    web.answers = [_answer(b"", "302 Found", "Location: gopher://me:secret@localhost/lora.tar?key=secret")]
+    assert "Redirection to url 'gopher://localhost/lora.tar' is not" in _refusal(f"{web.url}/lora.tar", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "page", [b"<!DOCTYPE html><title>Log in</title>", b"\xef\xbb\xbf\n <html>", b"<?xml version='1.0'?><Error/>"]
+)
+def test_a_web_page_in_place_of_the_file_is_told(page: bytes, web: Web, tmp_path: Path) -> None:
+    web.answers = [_answer(page)]
+    told = _refusal(f"{web.url}/lora.safetensors?key=secret", tmp_path)
+    assert "127.0.0.1/lora.safetensors answers with a web page: give the address of the file itself" in told
+    assert len(web.asked) == 1
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "folder/" + "n" * 300 + "/lora.safetensors.gz"])
+def test_a_name_that_no_disk_takes_is_told(name: str, tmp_path: Path) -> None:
+    assert "is no file or folder here" in _refusal(name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["../trained_model.tar", "./x.safetensors", "out/trained_model.tar", "loras/x.safetensors", "/no/x", "~/x"]
+)
+def test_a_path_where_nothing_lies_is_no_id_of_the_hub(name: str, tmp_path: Path) -> None:
+    assert f"there is no file {name!r} where this runs; check its path" in _refusal(name, tmp_path)

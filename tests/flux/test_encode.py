@@ -1,0 +1,70 @@
+"""Pictures and prompts as the transformer gets them, held against diffusers' own pipelines."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, FluxPipeline
+from PIL import Image
+
+from lora.flux import encode, flow
+from lora.flux.base import Base
+from lora.flux.hardware import Plan
+
+
+def _pictures() -> list[tuple[str, str, Image.Image]]:
+    left = Image.new("RGB", (96, 64), (200, 60, 30))
+    left.paste((30, 60, 200), (0, 0, 48, 64))
+    return [("a/left.png", "a TOK", left), ("plain.png", "a red TOK", Image.new("RGB", (64, 64), (40, 160, 60)))]
+
+
+def test_each_record_carries_its_own_name_size_and_caption(toy: Base, cpu: Plan) -> None:
+    examples = encode.encode_pictures(toy, cpu, _pictures())
+    assert [(e.name, e.caption, e.size) for e in examples] == [
+        ("a/left.png at 96x64", "a TOK", (8, 12)),
+        ("plain.png at 64x64", "a red TOK", (8, 8)),
+    ]
+    assert [tuple(e.mean.shape) for e in examples] == [(4 * 6, 64), (4 * 4, 64)]
+    with toy.vae(cpu) as vae, torch.no_grad():
+        for (_, _, picture), example in zip(_pictures(), examples, strict=True):
+            pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 127.5 - 1
+            wanted = vae.encode(pixels).latent_dist.std * vae.config.scaling_factor
+            torch.testing.assert_close(example.std, flow.pack(wanted)[0])
+
+
+def test_pixels_are_rounded_to_a_gpus_type_once(toy: Base, cpu: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    encode_ = AutoencoderKL.encode
+    monkeypatch.setattr(AutoencoderKL, "encode", lambda vae, pixels: (given.append(pixels), encode_(vae, pixels))[1])
+    encode.encode_pictures(toy, dataclasses.replace(cpu, dtype=torch.bfloat16), _pictures()[:1])
+    pixels = torch.from_numpy(np.array(_pictures()[0][2])).permute(2, 0, 1)[None] / 127.5 - 1
+    assert torch.equal(given[0], pixels.bfloat16())
+
+
+def test_the_latents_decode_to_the_picture_upright_and_in_its_colours(toy: Base, cpu: Plan) -> None:
+    examples = encode.encode_pictures(toy, cpu, _pictures())
+    with toy.vae(cpu) as vae:
+        for (_, _, picture), example in zip(_pictures(), examples, strict=True):
+            latents = flow.unpack(example.mean[None], *example.size)
+            with torch.no_grad():
+                decoded = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor).sample[0]
+            pixels = ((decoded.clamp(-1, 1) + 1) * 127.5).permute(1, 2, 0).numpy()
+            error = pixels - np.asarray(picture, dtype=np.float32)
+            assert 20 * np.log10(255 / np.sqrt((error**2).mean())) > 20, example.name
+
+
+def test_prompts_are_encoded_as_the_whole_pipeline_does_and_long_ones_are_told(toy: Base, cpu: Plan) -> None:
+    long = "a red house " * 60
+    texts, cut = encode.encode_texts(toy, cpu, ["a TOK", "", "a TOK", long])
+    assert list(texts) == ["a TOK", "", long]
+    assert cut == [long]
+    pipeline = FluxPipeline.from_pretrained(toy.folder, dtype=torch.float32)
+    with torch.no_grad():
+        embeds, pooled, _ = pipeline.encode_prompt("a TOK", None, max_sequence_length=toy.t5_tokens)
+    # not bit for bit: a product of several prompts is added up in another order
+    torch.testing.assert_close(texts["a TOK"]["prompt_embeds"], embeds[0])
+    torch.testing.assert_close(texts["a TOK"]["pooled"], pooled[0])
+    batch = encode.stack(texts, ["", "a TOK"], torch.device("cpu"))
+    assert torch.equal(batch["pooled"][1], texts["a TOK"]["pooled"])
+    assert batch["prompt_embeds"].shape == (2, toy.t5_tokens, embeds.shape[-1])
