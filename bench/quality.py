@@ -52,7 +52,7 @@ from lora.flux.base import Base
 from lora.flux.generate import Lora
 from lora.request import TrainRequest
 from lora.result import record
-from lora.training import fit
+from lora.training import recipe as recipe_rows
 from script import signature
 from toyflux import evaluate, judge, world
 from toyflux.world import Creature, Scene, Style
@@ -201,9 +201,10 @@ def request_for(cell: Cell, archive: Path, width: int) -> TrainRequest:
     }
     values |= RECIPES[cell.recipe].inputs
     if values["learning_rate"]:
-        values["learning_rate"] = fit.at_width(values["learning_rate"], width)
+        values["learning_rate"] = recipe_rows.at_width(values["learning_rate"], width)
     else:
-        ours, _ = fit.default_learning_rate(cell.kind, width, values["lora_rank"])
+        row, _ = recipe_rows.choose(_base().native, cell.kind)
+        ours, _ = recipe_rows.learning_rate_for(row, width, values["lora_rank"])
         values["learning_rate"] = ours * RECIPES[cell.recipe].rate
     return TrainRequest(**values)
 

@@ -1,15 +1,13 @@
-"""One training from the archive to the tar: the whole story, in order."""
+"""One training from the archive to the tar, in six steps: check, gather, caption, encode, learn, pack."""
 
 import contextlib
 import dataclasses
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import transformers
-from diffusers import FluxTransformer2DModel
 from PIL import Image
 
 from captioner import caption, text
@@ -19,20 +17,72 @@ from lora.file import weights
 from lora.file.names import Pair
 from lora.flux import adapter, base, encode, hardware
 from lora.flux.base import Base
-from lora.flux.hardware import Gpu, Plan
+from lora.flux.hardware import Gpu
 from lora.pictures import archive, buckets, photos, survey
 from lora.pictures.photos import Photo
-from lora.pictures.survey import Look
-from lora.request import NO_SECRETS, Secrets, TrainRequest, parse_prompts, parse_resolution
+from lora.request import NO_SECRETS, Secrets, TrainRequest, parse_prompts
 from lora.result import hub, record, report
 from lora.result.report import Lesson
-from lora.training import fit, learn, prior, resume, tracker, validation
-from lora.training.fit import Settings
-from lora.training.learn import Material
+from lora.training import decide, learn, prior, resume, tracker, validation
+from lora.training.decide import Decided
+from lora.training.learn import Learned, Material
 from lora.training.watch import WARNING, Audience, Log, Metric, Remembering, Stages
 
 WEIGHTS_MEMBER = "output/flux_train_replicate/lora.safetensors"
 """Where every reader of such a tar looks, and the only safetensors that it may hold."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Desk:
+    """What every step of a job has at hand: what was asked, on which machine, and who is told."""
+
+    request: TrainRequest
+    secrets: Secrets
+    flux_base: str | None
+    captioner: str | None
+    gpu: Gpu | None
+    work: Path
+    """A folder for everything that is gone afterwards."""
+    log: Remembering
+    metric: Metric
+    stage: Stages
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Gathered:
+    """What a training begins with: pictures, base, decisions, and the LoRA that it goes on from."""
+
+    found: Sequence[Photo]
+    data: str
+    """SHA-256 of pictures and captions."""
+    flux: Base
+    modules: Sequence[str]
+    """Names of the layers to train."""
+    rules: Rules
+    """Of the captions."""
+    decided: Decided
+    start: Mapping[str, Pair] | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Captioned:
+    """A caption for every picture, by the picture's name."""
+
+    captions: Mapping[str, Caption]
+    class_noun: str | None
+    """What the subject is (dog, woman), where the captioning model saw it."""
+
+    def spoken(self, found: Sequence[Photo]) -> list[str]:
+        return [self.captions[photo.name].text for photo in found]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Encoded:
+    """What is trained on, and how each picture looks."""
+
+    material: Material
+    thumbnails: Mapping[str, bytes]
+    held_out: str | None
 
 
 def run(
@@ -52,132 +102,217 @@ def run(
     fields of `fit.Settings` other than those decided from the request: how recipes are compared. Raises ValueError
     for what a user can mend, and DiskError where the disk takes no more, with a message that is enough by itself.
     """
-    # Their bars redraw one line, which a log shows as thousands; what they warn of is said below, once.
+    log = Remembering(log)
+    check(request, secrets)
+    with disk.work_folder("flux-lora-") as work, contextlib.ExitStack() as lent:
+        desk = Desk(
+            request=request,
+            secrets=secrets,
+            flux_base=flux_base,
+            captioner=captioner,
+            gpu=hardware.read_gpu(),
+            work=work,
+            log=log,
+            metric=metric,
+            stage=Stages(log),
+        )
+        if request.training_steps == 0:
+            return pack_again(desk, output)
+        gathered = gather(desk, changes or {})
+        tracked = lent.enter_context(_tracking(desk, gathered.decided))
+        lent.enter_context(gathered.flux.read_ahead())
+        captioned = caption_all(desk, gathered)
+        encoded = encode_all(desk, gathered, captioned)
+        told = Audience(log=log, metric=metric, stage=desk.stage, tracked=tracked)
+        learned = learn.learn(encoded.material, gathered.flux, gathered.decided.plan, gathered.decided.settings, told)
+        return pack(desk, gathered, captioned, encoded, learned, output)
+
+
+def check(request: TrainRequest, secrets: Secrets) -> None:
+    """Raises ValueError for everything that can be seen before a picture is opened, the Hub's refusal included."""
+    # The libraries' bars redraw one line, which a log shows as thousands; what they warn of is said elsewhere, once.
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
         library.utils.logging.set_verbosity_error()
-    log = warned = Remembering(log)
     request.check(secrets)
     if request.hf_repo_id:
         hub.check_access(request.hf_repo_id, secrets.hf_token or "", request.hf_private)
-    gpu, stage = hardware.read_gpu(), Stages(log)
-    with disk.work_folder("flux-lora-") as work, contextlib.ExitStack() as lent:
-        if request.training_steps == 0:
-            return _pack_again(request, secrets, flux_base, gpu, work, output, stage, log, metric)
-        with stage("unpacking"):
-            found, looks = _unpack(request.input_images, work / "pictures", log)
-        data = record.data_hash(found)
-        flux = _base(flux_base, gpu, secrets, stage, log)
-        log(f"base: {flux.name} ({flux.reason})")
-        skeleton = flux.skeleton()
-        modules = _modules(request, skeleton, log)
-        rules = _rules(request, flux)
-        text.check(rules)
-        if prior.is_ordinary(request.trigger_word):
-            log(
-                f"{WARNING}trigger_word: {request.trigger_word!r} is an ordinary word, so what is learned will show"
-                " wherever a prompt has it; a word that means nothing, such as TOK, keeps the two apart"
-            )
-        resolutions = parse_resolution(request.resolution) if request.resolution else flux.resolutions
-        plan = hardware.plan(gpu, flux.parameters, resolutions, batch_size=request.batch_size, rank=request.lora_rank)
-        log(f"plan: {plan.reason}")
-        settings = dataclasses.replace(
-            _settings(request, flux, log), **{"batch_size": plan.batch_size, **(changes or {})}
+
+
+def gather(desk: Desk, changes: Mapping[str, Any]) -> Gathered:
+    """Unpacks the pictures, finds the base, decides the settings, fetches an earlier LoRA; warns of what it sees."""
+    request, log = desk.request, desk.log
+    with desk.stage("unpacking"):
+        found, warnings = photos.pair(
+            desk.work / "pictures", archive.unpack(request.input_images, desk.work / "pictures")
         )
-        decided: dict[str, Any] = {
-            "base": flux.name,
-            "plan": plan.reason,
-            "resolutions": resolutions,
-            **dataclasses.asdict(settings),
-        }
-        start: Mapping[str, Pair] | None = None
-        if request.resume_from:
-            with stage("fetching the earlier LoRA"):
-                earlier, decided["resume_from_sha256"] = resume.fetch(request, secrets.hf_token, work / "earlier")
-                resume.check(earlier, request, modules, skeleton, log)
-                start = earlier.pairs
-        for warning in survey.report(looks, resolutions):
+        looks = survey.look_at({photo.name: photo.path for photo in found})
+        for warning in warnings:
             log(f"{WARNING}{warning}")
-        tracked = lent.enter_context(_tracking(request, secrets, decided, work, log))
-        lent.enter_context(flux.read_ahead())
-        with stage("captioning"):
-            captions, rules = _captions(found, rules, request, captioner, plan, log)
-            spoken = [captions[photo.name].text for photo in found]
-        with stage("encoding pictures"):
-            thumbnails: dict[str, bytes] = {}
-            examples = encode.encode_pictures(flux, plan, _pictures(found, captions, resolutions, thumbnails, log))
-            held_out = decided["held_out"] = _hold_out(request, found, settings.seed, log)
-            unseen = [example for example in examples if validation.is_of(held_out, example)]
-            learned = [example for example in examples if example not in unseen]
-        with stage("encoding prompts"):
-            asked = _preview_prompts(request, flux, rules)
-            count = settings.prior_prompts if settings.prior_loss_weight else 0
-            apart = prior.prompts(spoken, request.trigger_word, count, settings.seed, settings.prior_kinds)
-            texts, cut = encode.encode_texts(flux, plan, ["", *spoken, *asked, *apart])
-            for prompt in (prompt for prompt in cut if prompt in spoken or prompt in asked):
-                log(f"{WARNING}the base reads {flux.t5_tokens} tokens, so the end is lost of: {prompt}")
-        members = {WEIGHTS_MEMBER: work / "lora.safetensors"}
-
-        def save(transformer: FluxTransformer2DModel, plan: Plan, settings: Settings, step: int) -> None:
-            decided.update(plan=plan.reason, batch_size=settings.batch_size, weights_of_step=step)
-            adapter.save(transformer, members[WEIGHTS_MEMBER], record.header(request, decided, spoken))
-
-        material = Material(
-            modules=modules,
-            rank=request.lora_rank,
-            resolutions=resolutions,
-            learned=learned,
-            unseen=unseen,
-            texts=texts,
-            asked=asked,
-            preview_every=request.preview_every,
-            apart=apart,
-            start=start,
+        log(f"{len(found)} pictures, {sum(photo.caption is not None for photo in found)} of them with a caption")
+    flux = _base(desk)
+    log(f"base: {flux.name} ({flux.reason})")
+    skeleton = flux.skeleton()
+    modules = _modules(request, skeleton, log)
+    rules = _rules(request, flux)
+    text.check(rules)
+    if prior.is_ordinary(request.trigger_word):
+        log(
+            f"{WARNING}trigger_word: {request.trigger_word!r} is an ordinary word, so what is learned will show"
+            " wherever a prompt has it; a word that means nothing, such as TOK, keeps the two apart"
         )
-        told = Audience(log=log, metric=metric, stage=stage, tracked=tracked)
-        previews, curve = learn.learn(material, flux, plan, settings, save, told)
-        with stage("packing"):
-            lessons = [
-                Lesson(
-                    name=name,
-                    caption=own.text,
-                    source=own.source,
-                    note=own.note,
-                    thumbnail=thumbnails[name],
-                    held_out=name == held_out,
-                )
-                for name, own in captions.items()
-            ]
-            members |= _captions_files(work / "captions", captions)
-            members["request.json"] = work / "request.json"
-            written = record.request_json(request, decided, data)
-            members |= report.write(work / "report", written, lessons, previews, curve, warned.warnings)
-        published = None
-        if request.hf_repo_id:
-            with stage("uploading"):
-                lora, token = members[WEIGHTS_MEMBER], secrets.hf_token or ""
-                trained_on = len(found) - (held_out is not None)
-                published = hub.publish(request, token, decided, lora, previews, trained_on, log)
-        written = record.request_json(request, decided, data, published)
-        members["request.json"].write_text(written, encoding="utf-8")
-        tar = _tar(members, output)
-    log(stage.table())
-    hub.tell(published, log, metric)
-    for name, seconds in stage.seconds.items():
-        metric(f"seconds_{name.replace(' ', '_')}", seconds)
+    decided = decide.decide(request, flux, desk.gpu, changes, log)
+    start: Mapping[str, Pair] | None = None
+    if request.resume_from:
+        with desk.stage("fetching the earlier LoRA"):
+            earlier, file_hash = resume.fetch(request, desk.secrets.hf_token, desk.work / "earlier")
+            resume.check(earlier, request, modules, skeleton, log)
+            decided, start = dataclasses.replace(decided, resume_from_sha256=file_hash), earlier.pairs
+    for warning in survey.report(looks, decided.resolutions):
+        log(f"{WARNING}{warning}")
+    return Gathered(
+        found=found,
+        data=record.data_hash(found),
+        flux=flux,
+        modules=modules,
+        rules=rules,
+        decided=decided,
+        start=start,
+    )
+
+
+def caption_all(desk: Desk, gathered: Gathered) -> Captioned:
+    """A caption for every picture: the user's, the captioning model's, or a template's."""
+    found, plan = gathered.found, gathered.decided.plan
+    with desk.stage("captioning"):
+        captions, class_noun = caption.caption_all(
+            {photo.name: photo.path for photo in found},
+            {photo.name: photo.caption for photo in found if photo.caption is not None},
+            gathered.rules,
+            autocaption=desk.request.autocaption,
+            model=desk.captioner,
+            device=plan.device,
+            dtype=plan.dtype,
+            read=buckets.read_picture,
+            fetch=lambda name: wait.interruptibly(lambda: caption.download(name)),
+            log=desk.log,
+        )
+    return Captioned(captions=captions, class_noun=class_noun)
+
+
+def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
+    """Pictures become latents, prompts become embeddings, once each."""
+    request, decided, flux, log = desk.request, gathered.decided, gathered.flux, desk.log
+    settings, spoken = decided.settings, captioned.spoken(gathered.found)
+    with desk.stage("encoding pictures"):
+        thumbnails: dict[str, bytes] = {}
+        pictures = _pictures(gathered.found, captioned.captions, decided.resolutions, thumbnails, log)
+        examples = encode.encode_pictures(flux, decided.plan, pictures)
+        held_out = _hold_out(request, gathered.found, settings.seed, log)
+        unseen = [example for example in examples if validation.is_of(held_out, example)]
+    with desk.stage("encoding prompts"):
+        own = [text.fill_in(prompt, request.trigger_word) for prompt in parse_prompts(request.preview_prompts)]
+        noun = captioned.class_noun
+        asked = report.preview_prompts(request.trigger_word, request.lora_type, noun, flux.native, own)
+        count = settings.prior_prompts if settings.prior_loss_weight else 0
+        apart = prior.prompts(spoken, request.trigger_word, count, settings.seed, settings.prior_kinds)
+        texts, cut = encode.encode_texts(flux, decided.plan, ["", *spoken, *asked, *apart])
+        for prompt in (prompt for prompt in cut if prompt in spoken or prompt in asked):
+            log(f"{WARNING}the base reads {flux.t5_tokens} tokens, so the end is lost of: {prompt}")
+    material = Material(
+        modules=gathered.modules,
+        rank=request.lora_rank,
+        resolutions=decided.resolutions,
+        learned=[example for example in examples if example not in unseen],
+        unseen=unseen,
+        texts=texts,
+        asked=asked,
+        preview_every=request.preview_every,
+        apart=apart,
+        start=gathered.start,
+    )
+    return Encoded(material=material, thumbnails=thumbnails, held_out=held_out)
+
+
+def pack(
+    desk: Desk, gathered: Gathered, captioned: Captioned, encoded: Encoded, learned: Learned, output: Path
+) -> Path:
+    """Writes weights, captions, report and record into the tar; uploads the LoRA where that was asked for."""
+    request, found, work = desk.request, gathered.found, desk.work
+    decided = dataclasses.replace(
+        gathered.decided,
+        plan=learned.plan,
+        settings=learned.settings,
+        held_out=encoded.held_out,
+        weights_of_step=learned.step,
+    ).record()
+    lora = work / "lora.safetensors"
+    members = {WEIGHTS_MEMBER: lora, "request.json": work / "request.json"}
+    with desk.stage("packing"):
+        weights.write(lora, learned.pairs, record.header(request, decided, captioned.spoken(found)))
+        members |= _captions_files(work / "captions", captioned.captions)
+        lessons = [
+            Lesson(
+                name=name,
+                caption=own.text,
+                source=own.source,
+                note=own.note,
+                thumbnail=encoded.thumbnails[name],
+                held_out=name == encoded.held_out,
+            )
+            for name, own in captioned.captions.items()
+        ]
+        written = record.request_json(request, decided, gathered.data)
+        members |= report.write(work / "report", written, lessons, learned.previews, learned.curve, desk.log.warnings)
+    published = None
+    if request.hf_repo_id:
+        with desk.stage("uploading"):
+            token, trained_on = desk.secrets.hf_token or "", len(found) - (encoded.held_out is not None)
+            published = hub.publish(request, token, decided, lora, learned.previews, trained_on, desk.log)
+    written = record.request_json(request, decided, gathered.data, published)
+    members["request.json"].write_text(written, encoding="utf-8")
+    tar = _tar(members, output)
+    desk.log(desk.stage.table())
+    hub.tell(published, desk.log, desk.metric)
+    for name, seconds in desk.stage.seconds.items():
+        desk.metric(f"seconds_{name.replace(' ', '_')}", seconds)
     return tar
 
 
-def _base(name: str | None, gpu: Gpu | None, secrets: Secrets, stage: Stages, log: Log) -> Base:
+def pack_again(desk: Desk, output: Path) -> Path:
+    """The tar of an earlier LoRA as it is (`training_steps` 0), under diffusers' names and with its own header."""
+    request, token, log = desk.request, desk.secrets.hf_token, desk.log
+    name, skeleton = base.architecture(desk.flux_base, desk.gpu, token)
+    log(f"base: {name}; a LoRA is packed by the names and sizes of its layers alone")
+    with desk.stage("fetching the earlier LoRA"):
+        earlier, file_hash = resume.fetch(request, token, desk.work / "earlier")
+        resume.check(earlier, request, adapter.target_modules(skeleton), skeleton, log)
+    decided = {"base": name, "resume_from_sha256": file_hash}
+    members = {WEIGHTS_MEMBER: desk.work / "lora.safetensors", "request.json": desk.work / "request.json"}
+    weights.write(members[WEIGHTS_MEMBER], weights.halved(earlier.pairs), earlier.metadata)
+    for fault in weights.faults(weights.read(members[WEIGHTS_MEMBER])):
+        log(f"{WARNING}{fault}")
+    published = None
+    if request.hf_repo_id:
+        published = hub.publish(request, token or "", decided, members[WEIGHTS_MEMBER], [], 0, log)
+    written = record.request_json(request, decided, record.data_hash([]), published)
+    members["request.json"].write_text(written, encoding="utf-8")
+    tar = _tar(members, output)
+    hub.tell(published, log, desk.metric)
+    return tar
+
+
+def _base(desk: Desk) -> Base:
     """The base; a stage of its own where it may have to be downloaded, for that takes minutes."""
-    if base.is_here(name, gpu):
-        return base.find(name, gpu, secrets.hf_token)
-    with stage("fetching the base"):
-        log(f"{name or base.FLUX_DEV}, from the Hugging Face Hub: on first use all of its files are downloaded")
-        return base.find(name, gpu, secrets.hf_token)
+    name, token = desk.flux_base, desk.secrets.hf_token
+    if base.is_here(name, desk.gpu):
+        return base.find(name, desk.gpu, token)
+    with desk.stage("fetching the base"):
+        desk.log(f"{name or base.FLUX_DEV}, from the Hugging Face Hub: on first use all of its files are downloaded")
+        return base.find(name, desk.gpu, token)
 
 
-def _modules(request: TrainRequest, skeleton: FluxTransformer2DModel, log: Log) -> list[str]:
+def _modules(request: TrainRequest, skeleton: diffusers.FluxTransformer2DModel, log: Log) -> list[str]:
     """The layers to train; the log is told where the request's own choice had to be completed."""
     modules = adapter.target_modules(skeleton)
     pattern = request.layers_to_optimize_regex
@@ -192,57 +327,16 @@ def _modules(request: TrainRequest, skeleton: FluxTransformer2DModel, log: Log) 
     return [module for module in modules if module in chosen]
 
 
-def _pack_again(
-    request: TrainRequest,
-    secrets: Secrets,
-    flux_base: str | None,
-    gpu: Gpu | None,
-    work: Path,
-    output: Path,
-    stage: Stages,
-    log: Log,
-    metric: Metric,
-) -> Path:
-    """The tar of an earlier LoRA as it is, under diffusers' names and with what its header already said."""
-    name, skeleton = base.architecture(flux_base, gpu, secrets.hf_token)
-    log(f"base: {name}; a LoRA is packed by the names and sizes of its layers alone")
-    with stage("fetching the earlier LoRA"):
-        earlier, file_hash = resume.fetch(request, secrets.hf_token, work / "earlier")
-        resume.check(earlier, request, adapter.target_modules(skeleton), skeleton, log)
-    decided = {"base": name, "resume_from_sha256": file_hash}
-    members = {WEIGHTS_MEMBER: work / "lora.safetensors", "request.json": work / "request.json"}
-    weights.write(members[WEIGHTS_MEMBER], weights.halved(earlier.pairs), earlier.metadata)
-    for fault in weights.faults(weights.read(members[WEIGHTS_MEMBER])):
-        log(f"{WARNING}{fault}")
-    published = None
-    if request.hf_repo_id:
-        published = hub.publish(request, secrets.hf_token or "", decided, members[WEIGHTS_MEMBER], [], 0, log)
-    written = record.request_json(request, decided, record.data_hash([]), published)
-    members["request.json"].write_text(written, encoding="utf-8")
-    tar = _tar(members, output)
-    hub.tell(published, log, metric)
-    return tar
-
-
-def _tar(members: Mapping[str, Path], output: Path) -> Path:
-    with disk.writing(output):
-        output.mkdir(parents=True, exist_ok=True)
-    tar = output / "trained_model.tar"
-    archive.pack(members, tar)
-    return tar
-
-
-def _tracking(
-    request: TrainRequest, secrets: Secrets, decided: Mapping[str, Any], folder: Path, log: Log
-) -> contextlib.AbstractContextManager[tracker.Tracker]:
+def _tracking(desk: Desk, decided: Decided) -> contextlib.AbstractContextManager[tracker.Tracker]:
+    request = desk.request
     return tracker.tracking(
-        secrets.wandb_api_key,
+        desk.secrets.wandb_api_key,
         project=request.wandb_project,
         name=request.wandb_run or request.trigger_word,
         entity=request.wandb_entity,
-        settings={"lora_rank": request.lora_rank, "lora_type": request.lora_type, **decided},
-        folder=folder,
-        log=log,
+        settings={"lora_rank": request.lora_rank, "lora_type": request.lora_type, **decided.record()},
+        folder=desk.work,
+        log=desk.log,
     )
 
 
@@ -259,68 +353,6 @@ def _rules(request: TrainRequest, flux: Base) -> Rules:
     )
 
 
-def _settings(request: TrainRequest, flux: Base, log: Log) -> Settings:
-    """The request with everything that was left empty decided, and the log told why."""
-    seed, why_seed = request.seed, "as asked for"
-    if seed is None:
-        seed, why_seed = random.SystemRandom().randrange(2**32), "chosen at random"
-    rate, why_rate = request.learning_rate, "as asked for"
-    if rate is None:
-        rate, why_rate = fit.default_learning_rate(request.lora_type, flux.width, request.lora_rank)
-    log(f"seed: {seed}, {why_seed}")
-    held = fit.HELD[request.lora_type]
-    shape = f"held for {held:.0%} of the steps, then falling" if held else "falling from the start"
-    log(f"learning rate: {rate:.3g}, {why_rate}; {shape}, as suits a {request.lora_type}")
-    mean, uniform = fit.TIMESTEP_MEANS[request.lora_type], fit.UNIFORM_SHARES[request.lora_type]
-    evenly = f", {uniform:.0%} of them evenly from all" if uniform else ""
-    log(f"timesteps: logit-normal with mean {mean:g}{evenly}, as suits a {request.lora_type}")
-    weight, why_weight = request.prior_loss_weight, "as asked for"
-    if weight is None:
-        weight, why_weight = fit.PRIOR_LOSS_WEIGHTS[request.lora_type], f"as suits a {request.lora_type}"
-    if weight:
-        log(f"held to what the base draws: weight {weight:g}, {why_weight}; in one step of {fit.PRIOR_EVERY}")
-    return Settings(
-        steps=request.training_steps,
-        batch_size=request.batch_size,
-        learning_rate=rate,
-        caption_dropout_rate=request.caption_dropout_rate,
-        prior_loss_weight=weight,
-        seed=seed,
-        timestep_mean=mean,
-        uniform_share=uniform,
-        held=held,
-    )
-
-
-def _unpack(path: Path, folder: Path, log: Log) -> tuple[list[Photo], list[Look]]:
-    """The photos of the archive, and a look at each of them, by which they are seen to be whole."""
-    found, warnings = photos.pair(folder, archive.unpack(path, folder))
-    looks = survey.look_at({photo.name: photo.path for photo in found})
-    for warning in warnings:
-        log(f"{WARNING}{warning}")
-    log(f"{len(found)} pictures, {sum(photo.caption is not None for photo in found)} of them with a caption")
-    return found, looks
-
-
-def _captions(
-    found: Sequence[Photo], rules: Rules, request: TrainRequest, captioner: str | None, plan: Plan, log: Log
-) -> tuple[dict[str, Caption], Rules]:
-    """A caption for every photo, by its name, and the rules with the class noun where one was found."""
-    captions, class_noun = caption.caption_all(
-        {photo.name: photo.path for photo in found},
-        {photo.name: photo.caption for photo in found if photo.caption is not None},
-        rules,
-        autocaption=request.autocaption,
-        model=captioner,
-        device=plan.device,
-        dtype=plan.dtype,
-        read=buckets.read_picture,
-        fetch=lambda name: wait.interruptibly(lambda: caption.download(name)),
-        log=log,
-    )
-    return captions, dataclasses.replace(rules, class_noun=class_noun)
-
-
 def _pictures(
     found: Sequence[Photo],
     captions: Mapping[str, Caption],
@@ -334,11 +366,6 @@ def _pictures(
         thumbnails[photo.name] = report.thumbnail(fitted[-1])
         for picture in fitted:
             yield photo.name, captions[photo.name].text, picture
-
-
-def _preview_prompts(request: TrainRequest, flux: Base, rules: Rules) -> list[str]:
-    own = [text.fill_in(prompt, request.trigger_word) for prompt in parse_prompts(request.preview_prompts)]
-    return report.preview_prompts(request.trigger_word, request.lora_type, rules.class_noun, flux.native, own)
 
 
 def _hold_out(request: TrainRequest, found: Sequence[Photo], seed: int, log: Log) -> str | None:
@@ -365,3 +392,11 @@ def _captions_files(folder: Path, captions: Mapping[str, Caption]) -> dict[str, 
         file = members[f"output/flux_train_replicate/captions/{name}.txt"] = folder / f"{number}.txt"
         file.write_text(told.text + "\n", encoding="utf-8")
     return members
+
+
+def _tar(members: Mapping[str, Path], output: Path) -> Path:
+    with disk.writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+    tar = output / "trained_model.tar"
+    archive.pack(members, tar)
+    return tar

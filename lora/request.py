@@ -51,8 +51,7 @@ class TrainRequest:
     training_steps: int
     """Optimizer steps, 0 to 6000; 0, with `resume_from`, only packs that LoRA."""
     learning_rate: float | None
-    """1e-7 to 1e-2; None: chosen from the type, the rank and the base's width
-    (`lora.training.fit.default_learning_rate`)."""
+    """1e-7 to 1e-2; None: chosen from the type, the rank and the base (`lora.training.recipe`)."""
     lora_rank: int
     """1 to 128."""
     resolution: str | None
@@ -63,7 +62,7 @@ class TrainRequest:
     """How often a picture trains with the empty caption, 0 to 1."""
     prior_loss_weight: float | None
     """Weight of holding the adapter to the base's own draws, 0 to 10; 0 leaves it out; None: chosen from the type
-    (`lora.training.fit.PRIOR_LOSS_WEIGHTS`)."""
+    (`lora.training.recipe`)."""
     seed: int | None
     """0 to 2**32 - 1; None: chosen at random and recorded."""
     preview_every: int

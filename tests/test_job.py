@@ -22,9 +22,12 @@ from safetensors.torch import load
 from lora import job
 from lora.flux import base, generate, hardware
 from lora.flux.hardware import Plan
+from lora.request import NO_SECRETS
 from lora.result import report
 from lora.result.report import Preview
-from lora.training import fit, prior, validation
+from lora.training import fit, learn, prior, recipe, validation
+from lora.training.tracker import Tracker
+from lora.training.watch import Audience, Remembering, Stages
 from tests import hub_server
 from tests.test_request import a_request
 
@@ -294,8 +297,8 @@ def test_a_rate_that_breaks_the_training_is_told_where_it_was_to_be_stopped_earl
 @pytest.mark.parametrize(
     ("lora_type", "told"),
     [
-        ("subject", "timesteps: logit-normal with mean 0, as suits a subject"),
-        ("style", "timesteps: logit-normal with mean 3, 25% of them evenly from all, as suits a style"),
+        ("subject", "timesteps: logit-normal with mean 0"),
+        ("style", "timesteps: logit-normal with mean 3, 25% of them evenly from all"),
     ],
     ids=["subject", "style"],
 )
@@ -306,14 +309,12 @@ def test_the_type_decides_the_recipe(lora_type: str, told: str, archive: Path, w
         written = opened.extractfile("request.json")
         assert written is not None
         decided = json.loads(written.read())["decided"]
-    assert decided["learning_rate"] == fit.default_learning_rate(lora_type, 128, 16)[0]
-    assert decided["prior_loss_weight"] == fit.PRIOR_LOSS_WEIGHTS[lora_type]
-    assert decided["prior_every"] == fit.PRIOR_EVERY
-    assert decided["held"] == fit.HELD[lora_type]
-    assert decided["timestep_mean"] == fit.TIMESTEP_MEANS[lora_type]
-    assert decided["uniform_share"] == fit.UNIFORM_SHARES[lora_type]
-    assert tuple(decided["prior_kinds"]) == prior.KINDS
-    assert decided["prior_prompts"] == prior.DRAWINGS
+    row = recipe.TOY[lora_type]
+    assert decided["learning_rate"] == recipe.learning_rate_for(row, 128, 16)[0]
+    for name in ("prior_loss_weight", "prior_every", "held", "timestep_mean", "uniform_share", "prior_prompts"):
+        assert decided[name] == getattr(row, name), name
+    assert tuple(decided["prior_kinds"]) == row.prior_kinds
+    assert {"seed", "learning_rate", "base", "plan", "recipe"} <= decided["reasons"].keys()
     assert told in lines
 
 
@@ -394,3 +395,54 @@ def test_where_steps_cannot_be_recorded_the_training_runs_them_as_they_are_and_s
     assert lora(_run(archive, tmp_path / "out", lines.append)) == wanted
     said = "warning: the steps cannot be recorded on this GPU and are run as they are, which is slower (RuntimeError: "
     assert [line for line in lines if line.startswith(said)]
+
+
+def _desk(archive: Path, work: Path, lines: list[str], **changes: Any) -> job.Desk:
+    log = Remembering(lines.append)
+    return job.Desk(
+        request=a_request(archive, **{**FAST, "resolution": "64", **ONE_PREVIEW, **changes}),
+        secrets=NO_SECRETS,
+        flux_base=None,
+        captioner=None,
+        gpu=None,
+        work=work,
+        log=log,
+        metric=lambda name, value: None,
+        stage=Stages(log),
+    )
+
+
+def test_each_step_of_a_job_hands_the_next_what_it_needs(archive: Path, work: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    desk = _desk(archive, work, lines, prior_loss_weight=None)
+    gathered = job.gather(desk, {"prior_prompts": 3})
+    assert [photo.name for photo in gathered.found] == ["0.png", "1.png", "2.png"]
+    assert (gathered.decided.settings.prior_prompts, gathered.decided.resolutions) == (3, (64,))
+    assert gathered.start is None
+    captioned = job.caption_all(desk, gathered)
+    assert captioned.spoken(gathered.found)[1] == "TOK, a green wall"
+    encoded = job.encode_all(desk, gathered, captioned)
+    assert [example.name for example in encoded.material.learned] == [
+        "0.png at 64x64",
+        "1.png at 80x48",
+        "2.png at 80x48",
+    ]
+    assert len(encoded.material.apart) == 3
+    assert {"", "a TOK", "TOK, a green wall", *encoded.material.apart} <= set(encoded.material.texts)
+    assert set(encoded.thumbnails) == set(captioned.captions)
+    told = Audience(log=desk.log, metric=desk.metric, stage=desk.stage, tracked=Tracker(None, desk.log))
+    learned = learn.learn(encoded.material, gathered.flux, gathered.decided.plan, gathered.decided.settings, told)
+    assert (learned.step, learned.curve.losses) != (0, [])
+    tar = job.pack(desk, gathered, captioned, encoded, learned, tmp_path / "out")
+    with tarfile.open(tar) as opened:
+        weights = opened.extractfile(job.WEIGHTS_MEMBER)
+        assert weights is not None
+        trained = load(weights.read())
+    layer, (a, _) = next(iter(learned.pairs.items()))
+    assert torch.equal(trained[f"transformer.{layer}.lora_A.weight"], a)
+
+
+def test_the_check_comes_before_anything_is_opened(tmp_path: Path) -> None:
+    request = a_request(tmp_path / "no.zip", resolution="7")
+    with pytest.raises(ValueError, match=r"(?s)input_images.*resolution"):
+        job.check(request, NO_SECRETS)

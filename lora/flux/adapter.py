@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from diffusers import FluxTransformer2DModel
@@ -148,10 +147,10 @@ def pairs_of(transformer: FluxTransformer2DModel) -> dict[str, Pair]:
     }
 
 
-def save(transformer: FluxTransformer2DModel, path: Path, metadata: Mapping[str, str]) -> None:
-    """Writes the LoRA to `path`, with `metadata` and what diffusers needs in the header.
+def trained(transformer: FluxTransformer2DModel) -> dict[str, Pair]:
+    """The LoRA by layer, as `pairs_of`, of which every weight is finite.
 
-    Raises ValueError where a weight is not finite: such a LoRA draws black pictures, and is not worth returning.
+    Raises ValueError where one is not: such a LoRA draws black pictures, and is not worth returning.
     """
     pairs = pairs_of(transformer)
     broken = weights.not_finite(pairs)
@@ -160,4 +159,4 @@ def save(transformer: FluxTransformer2DModel, path: Path, metadata: Mapping[str,
             f"the training broke down: {len(broken)} of the LoRA's {len(pairs)} layers hold weights that are not finite"
             f" (first: {broken[0]}); train with a lower learning_rate"
         )
-    weights.write(path, pairs, metadata)
+    return pairs

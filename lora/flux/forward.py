@@ -3,8 +3,8 @@
 What diffusers joins and takes apart in every block (text and picture, attention and MLP) stays as it is needed; layers
 that read the same tensor are one function (`lora.flux.layer`); scale and shift are part of the norm before them, the
 gate of the sum behind it. Every attention's gradient lies in memory token after token, without which torch's attention
-by cuDNN fails on Hopper (pytorch/pytorch#191576 tells it of a sister function: a plan is kept for each layout of queries,
-keys and values, and with it the first gradient's layout).
+by cuDNN fails on Hopper (pytorch/pytorch#191576 tells it of a sister function: a plan is kept for each layout of
+queries, keys and values, and with it the first gradient's layout).
 """
 
 import contextlib

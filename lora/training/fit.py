@@ -14,38 +14,15 @@ from torch import Tensor
 
 from lora.flux import flow
 from lora.flux.encode import Example, Text
-from lora.training import prior
 from lora.training.graphs import Pass, Passes
 from lora.training.prior import Prior
-
-FLUX_WIDTH = 3072
-RANK = 16
-"""That LEARNING_RATES are for."""
-LEARNING_RATES = {"subject": 4e-4, "style": 8e-4}
-"""At FLUX.1-dev's width, for RANK and AdamW; 4e-4 is what ostris/flux-dev-lora-trainer uses on Replicate. Twice that
-for a style is what the lab showed on the toy base (bench/NOTES.md)."""
-PRIOR_LOSS_WEIGHTS = {"subject": 0.2, "style": 0.3}
-"""How much the base's own draws weigh. At 1 their gradients were some four times as long as the pictures' on the toy
-base, and Adam measures its steps by them; so little holds the base nearly as well, and more is learned. A style spreads
-further than a subject (bench/NOTES.md)."""
-PRIOR_EVERY = 2
-"""Every how many steps they are looked at. More and lighter looks hold other words as well as fewer and heavier ones,
-and leave more to the pictures (bench/NOTES.md)."""
-HELD = {"subject": 0.5, "style": 0.0}
-"""Share of the training in which the rate stays at its peak. A subject learns faster so, and nothing else suffers; a
-style at its higher rate needs the long decay (bench/NOTES.md)."""
-TIMESTEP_MEANS = {"subject": 0.0, "style": 3.0}
-"""Of the logit-normal. A style shows in layout, ground and colours, which much noise decides: what arXiv:2411.14793
-found for styles on FLUX.1-dev, and the lab on the toy base (bench/NOTES.md)."""
-UNIFORM_SHARES = {"subject": 0.0, "style": 0.25}
-"""Of the pictures' times. A style shows in its strokes too, which less noise decides (bench/NOTES.md)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     """How to train; every value decided, nothing left to guess.
 
-    By the fields with a default the lab compares recipes (`bench/quality.py`); some `lora.job` decides by `lora_type`.
+    Made from the request and a row of `recipe` by `decide`; the lab (`script/bench quality`) changes single fields.
     """
 
     steps: int
@@ -67,11 +44,11 @@ class Settings:
     ema_decay: float = 0.0
     """Share of itself that the running mean of the weights keeps at each step; the training ends with that mean in
     their place. 0: no mean, the last weights."""
-    prior_kinds: tuple[str, ...] = prior.KINDS
+    prior_kinds: tuple[str, ...] = ()
     """What is asked of the base for its own draws, in turn; see `prior.prompts`."""
-    prior_prompts: int = prior.DRAWINGS
+    prior_prompts: int = 0
     """How many drawings of the base's own there are."""
-    prior_every: int = PRIOR_EVERY
+    prior_every: int = 1
     """Every how many steps the base's own draws are looked at; they weigh as many times as much then."""
 
 
@@ -86,33 +63,6 @@ class StepReport:
     learning_rate: float
     seconds: float
     """Since the loop began."""
-
-
-def at_width(rate: float, width: int) -> float:
-    """A learning rate for FLUX.1-dev's width, brought to a base of another.
-
-    Adam's steps have the same size for every weight, so a layer of n inputs moves its output by n times as much where
-    they all pull together (muP, arXiv:2203.03466), by sqrt(n) times where they do not. The power is between the two:
-    on the toy base ten times the rate learned no less than five times and more than twenty times (bench/NOTES.md).
-    """
-    return rate * (FLUX_WIDTH / width) ** 0.75
-
-
-def default_learning_rate(lora_type: str, width: int, rank: int) -> tuple[float, str]:
-    """The learning rate for a type on a base of this width at this rank, and why.
-
-    With alpha = rank every rank adds its part to the product, so above RANK the rate falls as the scale does in rsLoRA
-    (arXiv:2312.03732): at four times the rank the whole rate broke the toy base with a style, half of it did as well as
-    at RANK (bench/NOTES.md). A lower rank has the rate of RANK.
-    """
-    rate = at_width(LEARNING_RATES[lora_type], width)
-    reason = f"{LEARNING_RATES[lora_type]:.2g} for a {lora_type} at FLUX.1-dev's width"
-    if width != FLUX_WIDTH:
-        reason += f" {FLUX_WIDTH}, times ({FLUX_WIDTH}/{width})^0.75"
-    if rank > RANK:
-        rate *= (RANK / rank) ** 0.5
-        reason += f", times ({RANK}/{rank})^0.5 for the rank"
-    return rate, reason
 
 
 def batches(examples: Sequence[Example], batch_size: int, rng: random.Random) -> Iterator[list[Example]]:

@@ -1,4 +1,4 @@
-"""The training itself: from the bare transformer to the saved weights, the previews and the curve."""
+"""The training itself: from the bare transformer to the LoRA's weights, the previews and the loss curve."""
 
 import contextlib
 import dataclasses
@@ -44,13 +44,23 @@ class Material:
     """The LoRA to go on from."""
 
 
-Save = Callable[[FluxTransformer2DModel, Plan, Settings, int], None]
-"""Is given the trained transformer, how it was trained, and the step whose weights it has."""
-Learned = tuple[list[Preview], Curve]
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Learned:
+    """What a training leaves."""
+
+    pairs: Mapping[str, Pair]
+    """The LoRA by layer, in bf16 on the CPU; every weight is finite."""
+    step: int
+    """Whose weights they are."""
+    plan: Plan
+    """How it was trained in the end."""
+    settings: Settings
+    previews: Sequence[Preview]
+    curve: Curve
 
 
-def learn(material: Material, flux: Base, plan: Plan, settings: Settings, save: Save, told: Audience) -> Learned:
-    """Trains, saves, and returns the previews and the curve.
+def learn(material: Material, flux: Base, plan: Plan, settings: Settings, told: Audience) -> Learned:
+    """Trains, and draws the previews.
 
     Where the GPU's memory runs out it begins again, once, with a safer plan; and where its steps cannot be recorded,
     without that. Raises ValueError where that is not enough either, or the loss is no longer a number.
@@ -58,7 +68,7 @@ def learn(material: Material, flux: Base, plan: Plan, settings: Settings, save: 
     ran_out = False
     while True:
         try:
-            return _attempt(material, flux, plan, settings, save, told)
+            return _attempt(material, flux, plan, settings, told)
         except graphs.CannotRecord as error:
             again = dataclasses.replace(plan, recorded=False)
             why = f"the steps cannot be recorded on this GPU and are run as they are, which is slower ({error})"
@@ -80,7 +90,7 @@ def learn(material: Material, flux: Base, plan: Plan, settings: Settings, save: 
         told.log(f"{WARNING}{why}; once more from the start of the training")
 
 
-def _attempt(material: Material, flux: Base, plan: Plan, settings: Settings, save: Save, told: Audience) -> Learned:
+def _attempt(material: Material, flux: Base, plan: Plan, settings: Settings, told: Audience) -> Learned:
     texts, asked, stage = material.texts, material.asked, told.stage
     with contextlib.ExitStack() as lent:
         with stage("loading the transformer"):
@@ -109,13 +119,13 @@ def _attempt(material: Material, flux: Base, plan: Plan, settings: Settings, sav
             del reports  # and with it the optimizer
             adapter.round_off(parameters)
             last = watch.best or len(curve.losses)
-            save(transformer, plan, settings, last)
+            pairs = adapter.trained(transformer)
         with stage("previews"):
             after = sketch()
             told.tracked.pictures(asked, len(curve.losses), after)
             transformer.disable_adapters()
             previews = report.pair_up(asked, sketch(), {**watch.drawn_before(last), last: after})
-    return previews, curve
+    return Learned(pairs=pairs, step=last, plan=plan, settings=settings, previews=previews, curve=curve)
 
 
 def _sketcher(

@@ -21,14 +21,6 @@ from torch import Tensor
 from lora.flux import flow
 from lora.flux.encode import Text, in_host_memory, stack
 
-KINDS = ("captions", "captions", "things")
-"""What is asked of the base, in turn; `prompts` says what each means, and of two kinds more. Above all what the user's
-captions are with another word, in which the trigger word alone can tell. One in three is an ordinary thing: so .97 of
-the base's own plain things stay with a style, without any .94 (bench/NOTES.md)."""
-DRAWINGS = 96
-"""How many. With 32 the examples' style showed under another made-up word in .16 of the drawings, with 96 in .05; their
-subject with 32, a third of them captions, in .14, with these in .05 to .09 (bench/NOTES.md)."""
-
 _THINGS = (
     *("circle", "square", "triangle", "star", "heart", "diamond", "ring", "moon", "house", "tree", "flower", "fish"),
     *("cat", "dog", "bird", "car", "boat", "person", "woman", "man", "child", "chair", "cup", "book", "shoe", "apple"),

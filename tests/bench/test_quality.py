@@ -13,7 +13,7 @@ from bench import quality
 from bench.quality import LOOKS, Cell
 from lora.file import weights
 from lora.flux.base import Base
-from lora.training import fit
+from lora.training import recipe as recipe_rows
 from toyflux import judge, world
 from toyflux.world import Creature
 
@@ -44,7 +44,7 @@ def test_a_rate_is_brought_to_the_width_of_the_base(tmp_path: Path) -> None:
     narrow = quality.request_for(_cell(recipe="ostris"), tmp_path / "a.zip", 3072 // 16)
     assert narrow.learning_rate == pytest.approx(8 * 4e-4)
     twice = quality.request_for(_cell(recipe="twice the rate", look="CHALQ"), tmp_path / "a.zip", 3072 // 16)
-    ours, _ = fit.default_learning_rate("style", 3072 // 16, 16)
+    ours, _ = recipe_rows.learning_rate_for(recipe_rows.TOY["style"], 3072 // 16, 16)
     assert twice.learning_rate == pytest.approx(2 * ours)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
+from lora.file import weights
 from lora.flux import adapter
 from tests import load_lora
 
@@ -49,7 +50,7 @@ def test_an_older_diffusers_predicts_with_the_file_what_ours_does(
     for parameter in adapter.attach(tiny_flux, 4, seed=3):
         parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
     lora, ours, theirs = (str(tmp_path / name) for name in ("lora.safetensors", "ours.pt", "theirs.pt"))
-    adapter.save(tiny_flux, Path(lora), {"modelspec.title": "TOK"})
+    weights.write(Path(lora), adapter.trained(tiny_flux), {"modelspec.title": "TOK"})
     load_lora.main(str(tmp_path / "transformer"), lora, ours)
     python = _python(version, tmp_path / "environment")
     subprocess.run([str(python), load_lora.__file__, str(tmp_path / "transformer"), lora, theirs], check=True)

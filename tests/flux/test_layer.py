@@ -17,7 +17,7 @@ from lora.flux.base import Base
 from lora.flux.encode import Text
 from lora.flux.hardware import Plan
 from lora.flux.layer import AdaptedLinear, Float8Linear
-from lora.training import fit
+from lora.training import fit, recipe
 from lora.training.fit import Settings
 from toyflux import world
 
@@ -230,7 +230,7 @@ def test_the_toy_base_learns_as_with_pefts_own_layer(toy: Base, cpu: Plan) -> No
     pictures = [(str(i), said, picture) for i, (picture, said) in enumerate(world.subject_set(look, 8, 1))]
     examples = encode.encode_pictures(toy, cpu, pictures)
     texts, _ = encode.encode_texts(toy, cpu, ["", *(example.caption for example in examples)])
-    rate, _ = fit.default_learning_rate("subject", toy.width, 16)
+    rate, _ = recipe.learning_rate_for(recipe.TOY["subject"], toy.width, 16)
     settings = Settings(
         steps=100, batch_size=1, learning_rate=rate, caption_dropout_rate=0.0, prior_loss_weight=0.0, seed=1
     )

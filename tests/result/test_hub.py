@@ -282,7 +282,7 @@ def packing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainRequest:
     parameters = adapter.attach(transformer, 4, seed=1)
     for parameter in parameters:
         parameter.data.normal_()
-    adapter.save(transformer, tmp_path / "earlier.safetensors", {"modelspec.title": "earlier"})
+    weights.write(tmp_path / "earlier.safetensors", adapter.trained(transformer), {"modelspec.title": "earlier"})
     (tmp_path / "a.zip").write_bytes(b"")
     return a_request(
         tmp_path / "a.zip", training_steps=0, resume_from=str(tmp_path / "earlier.safetensors"), hf_repo_id="me/lora"

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora.flux import adapter
 from lora.flux.encode import Example, Text
-from lora.training import fit, prior
+from lora.training import fit, prior, recipe
 from lora.training.fit import Settings
 from lora.training.prior import Prior
 
@@ -118,7 +118,7 @@ class _Waiting(TorchDispatchMode):
 def test_a_step_reads_nothing_back_from_the_device(
     lora_type: str, tiny_flux: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text]
 ) -> None:
-    settings = Settings(**{**vars(SETTINGS), "uniform_share": fit.UNIFORM_SHARES[lora_type]})
+    settings = Settings(**{**vars(SETTINGS), "uniform_share": recipe.TOY[lora_type].uniform_share})
     priors = _priors(tiny_flux, texts)
     parameters = adapter.attach(tiny_flux, 4, seed=3)
     steps = fit.fit(tiny_flux, parameters, examples, priors, texts, settings)
@@ -355,17 +355,3 @@ def test_the_running_mean_takes_the_weights_place_at_the_end_and_changes_nothing
         assert all(torch.equal(a, b) for a, b in zip(before, same, strict=True))
     for ours, wanted in zip(averaged[-1], mean, strict=True):
         torch.testing.assert_close(ours, wanted)
-
-
-def test_the_default_rate_is_the_fields_on_flux_and_grows_for_narrow_models() -> None:
-    assert fit.default_learning_rate("subject", 3072, 16)[0] == 4e-4
-    assert fit.default_learning_rate("subject", 3072, 1)[0] == 4e-4
-    rate, why = fit.default_learning_rate("style", 128, 16)
-    assert rate == pytest.approx(fit.LEARNING_RATES["style"] * 24**0.75)
-    assert "(3072/128)^0.75" in why
-
-
-def test_the_default_rate_falls_with_the_root_of_a_rank_above_16_and_says_so() -> None:
-    rate, why = fit.default_learning_rate("style", 3072, 64)
-    assert rate == pytest.approx(fit.LEARNING_RATES["style"] / 2)
-    assert why.endswith("times (16/64)^0.5 for the rank")

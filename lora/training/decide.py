@@ -1,0 +1,102 @@
+"""What is decided for a training before it begins, each decision with its reason."""
+
+import dataclasses
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lora.flux import hardware
+from lora.flux.base import Base
+from lora.flux.hardware import Gpu, Plan
+from lora.request import TrainRequest, parse_resolution
+from lora.training import recipe
+from lora.training.fit import Settings
+
+Log = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decided:
+    """Everything that was decided for one training. It stands in `request.json`, on the model card and in W&B."""
+
+    base: str
+    plan: Plan
+    resolutions: tuple[int, ...]
+    settings: Settings
+    held_out: str | None = None
+    """The picture that is kept out of the training."""
+    resume_from_sha256: str | None = None
+    weights_of_step: int | None = None
+    """The step whose weights are returned; None before the training."""
+    reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Why, by the name of a field of this record or of `settings`."""
+
+    def record(self) -> dict[str, Any]:
+        """As plain values, without what does not apply to this training."""
+        told = {
+            "base": self.base,
+            "plan": self.plan.reason,
+            "resolutions": self.resolutions,
+            **dataclasses.asdict(self.settings),
+            "held_out": self.held_out,
+            "reasons": dict(self.reasons),
+        }
+        later = {"resume_from_sha256": self.resume_from_sha256, "weights_of_step": self.weights_of_step}
+        return told | {name: value for name, value in later.items() if value is not None}
+
+
+def decide(request: TrainRequest, flux: Base, gpu: Gpu | None, changes: Mapping[str, Any], log: Log) -> Decided:
+    """Decides what the request left empty, and tells each decision with its reason.
+
+    `changes` are fields of `fit.Settings` other than those decided here: how the lab compares recipes. Raises
+    ValueError where the GPU's memory is too small for any plan.
+    """
+    resolutions = parse_resolution(request.resolution) if request.resolution else flux.resolutions
+    plan = hardware.plan(gpu, flux.parameters, resolutions, batch_size=request.batch_size, rank=request.lora_rank)
+    log(f"plan: {plan.reason}")
+    settings, reasons = _settings(request, flux, log)
+    return Decided(
+        base=flux.name,
+        plan=plan,
+        resolutions=resolutions,
+        settings=dataclasses.replace(settings, batch_size=plan.batch_size, **changes),
+        reasons=reasons | {"base": flux.reason, "plan": plan.reason},
+    )
+
+
+def _settings(request: TrainRequest, flux: Base, log: Log) -> tuple[Settings, dict[str, str]]:
+    row, why_row = recipe.choose(flux.native, request.lora_type)
+    asked = "as asked for"
+    seed, why_seed = request.seed, asked
+    if seed is None:
+        seed, why_seed = random.SystemRandom().randrange(2**32), "chosen at random"
+    rate, why_rate = request.learning_rate, asked
+    if rate is None:
+        rate, why_rate = recipe.learning_rate_for(row, flux.width, request.lora_rank)
+    weight, why_weight = request.prior_loss_weight, asked
+    if weight is None:
+        weight, why_weight = row.prior_loss_weight, f"as suits a {request.lora_type}"
+    log(f"seed: {seed}, {why_seed}")
+    log(f"recipe: {why_row}")
+    shape = f"held for {row.held:.0%} of the steps, then falling" if row.held else "falling from the start"
+    log(f"learning rate: {rate:.3g}, {why_rate}; {shape}")
+    evenly = f", {row.uniform_share:.0%} of them evenly from all" if row.uniform_share else ""
+    log(f"timesteps: logit-normal with mean {row.timestep_mean:g}{evenly}")
+    if weight:
+        log(f"prior preservation: weight {weight:g}, {why_weight}; in one step of {row.prior_every}")
+    settings = Settings(
+        steps=request.training_steps,
+        batch_size=request.batch_size,
+        learning_rate=rate,
+        caption_dropout_rate=request.caption_dropout_rate,
+        prior_loss_weight=weight,
+        seed=seed,
+        timestep_mean=row.timestep_mean,
+        uniform_share=row.uniform_share,
+        held=row.held,
+        prior_kinds=row.prior_kinds,
+        prior_prompts=row.prior_prompts,
+        prior_every=row.prior_every,
+    )
+    why = {"seed": why_seed, "learning_rate": why_rate, "prior_loss_weight": why_weight, "recipe": why_row}
+    return settings, why

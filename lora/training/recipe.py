@@ -1,0 +1,106 @@
+"""The recipe: every number that depends on the base, on what is learned and on the rank, with where it comes from.
+
+There is a row for FLUX.1-dev and one for the toy base, each for a subject and for a style. The toy base is a thousandth
+of FLUX.1-dev's size and draws 96 pixels: it shows that a mechanism works, and hundredths found on it say nothing about
+FLUX.1-dev. So a number in FLUX.1-dev's row comes from the field or from a paper wherever there is one, and says so.
+
+To change a recipe, change a row here; `docs/development.md` says how to measure the change.
+"""
+
+import dataclasses
+
+FLUX_WIDTH = 3072
+"""Of FLUX.1-dev's hidden state."""
+RANK = 16
+"""The rank that the learning rates are for."""
+SMALLEST_REAL_BASE = 256
+"""Pixels of a base's native side; below it the toy's row is used."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One row. The comment beside each number of a row names its source: field, paper or toy."""
+
+    base: str
+    """Which base it is for, in words."""
+    learning_rate: float
+    """The peak, for AdamW at RANK and FLUX.1-dev's width (`learning_rate_for` adapts it to others)."""
+    held: float
+    """Share of the steps for which the rate stays at its peak before it falls, 0 to 1."""
+    timestep_mean: float
+    """Of the logit-normal from which a picture's timestep is drawn; higher means more noise."""
+    uniform_share: float
+    """Share of the timesteps that are drawn evenly from 0 to 1 instead."""
+    prior_loss_weight: float
+    """Weight of prior preservation."""
+    prior_every: int
+    """Every how many steps the preservation prompts are looked at; they weigh as many times as much then."""
+    prior_prompts: int
+    """How many preservation prompts there are."""
+    prior_kinds: tuple[str, ...]
+    """What they ask for, in turn (`prior.prompts`)."""
+
+
+_PRIOR_KINDS = ("captions", "captions", "things")
+
+FLUX_DEV = {
+    "subject": Recipe(
+        base="FLUX.1-dev",
+        learning_rate=4e-4,  # field: ostris/flux-dev-lora-trainer on Replicate; Astria's portraits take 5e-4
+        held=0.5,  # toy: learns faster than falling from the start, nothing else suffers
+        timestep_mean=0.0,  # paper: arXiv:2403.03206, 3.1; field: ai-toolkit, kohya, SimpleTuner
+        uniform_share=0.0,  # field: the same
+        prior_loss_weight=0.2,  # toy
+        prior_every=2,  # toy: more and lighter looks keep as much and teach more
+        prior_prompts=96,  # toy
+        prior_kinds=_PRIOR_KINDS,
+    ),
+    "style": Recipe(
+        base="FLUX.1-dev",
+        learning_rate=4e-4,  # field: ostris' trainer; 8e-4 would be the hottest of all trainers'
+        held=0.0,  # toy: a style at a high rate needs the long decay
+        timestep_mean=3.0,  # paper: log-SNR N(-6, 2) of Style-Friendly, arXiv:2411.14793, on FLUX.1-dev
+        uniform_share=0.25,  # toy: strokes are decided at little noise
+        prior_loss_weight=0.3,  # toy
+        prior_every=2,  # toy
+        prior_prompts=96,  # toy
+        prior_kinds=_PRIOR_KINDS,
+    ),
+}
+TOY = {
+    "subject": dataclasses.replace(FLUX_DEV["subject"], base="the toy base"),
+    "style": dataclasses.replace(FLUX_DEV["style"], base="the toy base", learning_rate=8e-4),  # toy: 4e-4 learns less
+}
+
+
+def choose(native: int, lora_type: str) -> tuple[Recipe, str]:
+    """The row for a base that draws `native` pixels a side and for "subject" or "style"; and why, in words."""
+    rows = FLUX_DEV if native >= SMALLEST_REAL_BASE else TOY
+    row = rows[lora_type]
+    return row, f"{row.base}'s for a {lora_type}, since the base draws {native} pixels a side"
+
+
+def at_width(rate: float, width: int) -> float:
+    """A learning rate for FLUX.1-dev's width, brought to a base of another.
+
+    Adam's steps have the same size for every weight, so a layer of n inputs moves its output by n times as much where
+    they all pull together (muP, arXiv:2203.03466), by sqrt(n) times where they do not. The power is between the two:
+    on the toy base ten times the rate learned no less than five times and more than twenty times.
+    """
+    return rate * (FLUX_WIDTH / width) ** 0.75
+
+
+def learning_rate_for(row: Recipe, width: int, rank: int) -> tuple[float, str]:
+    """The peak learning rate of a row on a base of this width at this rank, and why.
+
+    With alpha = rank every rank adds its part to the product, so above RANK the rate falls as the scale does in rsLoRA
+    (arXiv:2312.03732). A lower rank has the rate of RANK.
+    """
+    rate = at_width(row.learning_rate, width)
+    reason = f"{row.learning_rate:.2g} at FLUX.1-dev's width"
+    if width != FLUX_WIDTH:
+        reason += f" {FLUX_WIDTH}, times ({FLUX_WIDTH}/{width})^0.75"
+    if rank > RANK:
+        rate *= (RANK / rank) ** 0.5
+        reason += f", times ({RANK}/{rank})^0.5 for the rank"
+    return rate, reason
