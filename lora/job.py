@@ -26,7 +26,7 @@ from lora.pictures.survey import Look
 from lora.request import NO_SECRETS, Secrets, TrainRequest, parse_prompts, parse_resolution
 from lora.result import hub, record, report
 from lora.result.report import Lesson
-from lora.training import fit, learn, prior, resume, tracker, validation
+from lora.training import fit, learn, prior, resume, tracker, validation, words
 from lora.training.fit import Settings
 from lora.training.learn import Material
 from lora.training.watch import WARNING, Audience, Log, Metric, Remembering, Stages
@@ -73,7 +73,7 @@ def run(
         modules = _modules(request, skeleton, log)
         rules = _rules(request, flux)
         text.check(rules)
-        if prior.is_ordinary(request.trigger_word):
+        if words.is_ordinary(request.trigger_word):
             log(
                 f"{WARNING}trigger_word: {request.trigger_word!r} is an ordinary word, so what is learned will show"
                 " wherever a prompt has it; a word that means nothing, such as TOK, keeps the two apart"
