@@ -24,7 +24,7 @@ from lora.pictures import archive, buckets, photos, survey
 from lora.pictures.photos import Photo
 from lora.pictures.survey import Look
 from lora.request import NO_SECRETS, Secrets, TrainRequest, parse_prompts, parse_resolution
-from lora.result import hub, record, report
+from lora.result import hub, preview, record, report
 from lora.result.report import Lesson
 from lora.training import fit, learn, prior, resume, tracker, validation, words
 from lora.training.fit import Settings
@@ -331,14 +331,14 @@ def _pictures(
     """Every photo in each of its buckets: name, caption, picture. Leaves a thumbnail of each in `thumbnails`."""
     for photo, fitted in zip(found, buckets.prepared([p.path for p in found], resolutions), strict=True):
         log(f"{photo.name}: {', '.join(f'{picture.width}x{picture.height}' for picture in fitted)}")
-        thumbnails[photo.name] = report.thumbnail(fitted[-1])
+        thumbnails[photo.name] = preview.thumbnail(fitted[-1])
         for picture in fitted:
             yield photo.name, captions[photo.name].text, picture
 
 
 def _preview_prompts(request: TrainRequest, flux: Base, rules: Rules) -> list[str]:
     own = [text.fill_in(prompt, request.trigger_word) for prompt in parse_prompts(request.preview_prompts)]
-    return report.preview_prompts(request.trigger_word, request.lora_type, rules.class_noun, flux.native, own)
+    return preview.prompts(request.trigger_word, request.lora_type, rules.class_noun, flux.native, own)
 
 
 def _hold_out(request: TrainRequest, found: Sequence[Photo], seed: int, log: Log) -> str | None:
