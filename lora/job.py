@@ -21,9 +21,9 @@ from lora.flux.hardware import Gpu
 from lora.pictures import archive, buckets, photos, survey
 from lora.pictures.photos import Photo
 from lora.request import NO_SECRETS, Secrets, TrainRequest, parse_prompts
-from lora.result import hub, record, report
+from lora.result import hub, preview, record, report
 from lora.result.report import Lesson
-from lora.training import decide, learn, prior, resume, tracker, validation
+from lora.training import decide, learn, prior, resume, tracker, validation, words
 from lora.training.decide import Decided
 from lora.training.learn import Learned, Material
 from lora.training.watch import WARNING, Audience, Log, Metric, Remembering, Stages
@@ -156,7 +156,7 @@ def gather(desk: Desk, changes: Mapping[str, Any]) -> Gathered:
     modules = _modules(request, skeleton, log)
     rules = _rules(request, flux)
     text.check(rules)
-    if prior.is_ordinary(request.trigger_word):
+    if words.is_ordinary(request.trigger_word):
         log(
             f"{WARNING}trigger_word: {request.trigger_word!r} is an ordinary word, so what is learned will show"
             " wherever a prompt has it; a word that means nothing, such as TOK, keeps the two apart"
@@ -213,7 +213,7 @@ def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
     with desk.stage("encoding prompts"):
         own = [text.fill_in(prompt, request.trigger_word) for prompt in parse_prompts(request.preview_prompts)]
         noun = captioned.class_noun
-        asked = report.preview_prompts(request.trigger_word, request.lora_type, noun, flux.native, own)
+        asked = preview.prompts(request.trigger_word, request.lora_type, noun, flux.native, own)
         count = settings.prior_prompts if settings.prior_loss_weight else 0
         apart = prior.prompts(spoken, request.trigger_word, count, settings.seed, settings.prior_kinds)
         texts, cut = encode.encode_texts(flux, decided.plan, ["", *spoken, *asked, *apart])
@@ -363,7 +363,7 @@ def _pictures(
     """Every photo in each of its buckets: name, caption, picture. Leaves a thumbnail of each in `thumbnails`."""
     for photo, fitted in zip(found, buckets.prepared([p.path for p in found], resolutions), strict=True):
         log(f"{photo.name}: {', '.join(f'{picture.width}x{picture.height}' for picture in fitted)}")
-        thumbnails[photo.name] = report.thumbnail(fitted[-1])
+        thumbnails[photo.name] = preview.thumbnail(fitted[-1])
         for picture in fitted:
             yield photo.name, captions[photo.name].text, picture
 

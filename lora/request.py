@@ -68,7 +68,7 @@ class TrainRequest:
     preview_every: int
     """Steps between previews, 0 to 6000; 0 draws them at the end alone, where they are drawn in any case."""
     preview_prompts: str
-    """What to draw, one prompt a line; empty: chosen by the type (`lora.result.report.preview_prompts`)."""
+    """What to draw, one prompt a line; empty: chosen by the type (`lora.result.preview.prompts`)."""
     stop_early: bool
     """Whether to keep a picture out of the training and stop where its loss turns (`lora.training.validation`)."""
     layers_to_optimize_regex: str | None

@@ -23,8 +23,8 @@ from lora import job
 from lora.flux import base, generate, hardware
 from lora.flux.hardware import Plan
 from lora.request import NO_SECRETS
-from lora.result import report
-from lora.result.report import Preview
+from lora.result import preview
+from lora.result.preview import Preview
 from lora.training import fit, learn, prior, recipe, validation
 from lora.training.tracker import Tracker
 from lora.training.watch import Audience, Remembering, Stages
@@ -167,13 +167,13 @@ def test_a_training_that_turns_shows_and_records_the_weights_that_it_keeps(
     losses = iter([1.0, 0.5, 0.4, 0.6, 0.7, 0.8])
     monkeypatch.setattr(validation, "loss", lambda *_: next(losses))
     shown: list[tuple[dict[int, list[Image.Image]], list[Preview]]] = []
-    pair_up = report.pair_up
+    pair_up = preview.pair_up
 
     def remembered(prompts: list[str], without: list[Image.Image], drawn: dict[int, list[Image.Image]]) -> Any:
         shown.append((drawn, pair_up(prompts, without, drawn)))
         return shown[-1][1]
 
-    monkeypatch.setattr(report, "pair_up", remembered)
+    monkeypatch.setattr(preview, "pair_up", remembered)
     changes = {"training_steps": 8, "stop_early": True, "preview_every": 1, "learning_rate": 0.01}
     lines: list[str] = []
     tar = _run(eight, tmp_path / "out", lines.append, **changes)

@@ -19,8 +19,8 @@ from PIL import Image
 from lora import job
 from lora.file import weights
 from lora.flux import base
-from lora.result import report
-from lora.result.report import Preview
+from lora.result import preview
+from lora.result.preview import Preview
 from script import inspect
 from tests.test_request import a_request
 
@@ -63,14 +63,14 @@ def _train(folder: Path, log: Callable[[str], None], **changes: Any) -> Path:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     lines: list[str] = []
     previews: list[Preview] = []
-    pair_up = report.pair_up
+    pair_up = preview.pair_up
 
     def remembered(*arguments: Any) -> list[Preview]:
         previews.extend(pair_up(*arguments))
         return previews
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "pair_up", remembered)
+        patch.setattr(preview, "pair_up", remembered)
         tar = _train(tmp_path_factory.mktemp("trained"), lines.append)
     return Trained(tar, lines, previews)
 

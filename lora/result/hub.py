@@ -17,7 +17,7 @@ from huggingface_hub.utils import disable_progress_bars
 
 from lora import wait
 from lora.request import TrainRequest
-from lora.result.report import Preview, thumbnail
+from lora.result.preview import Preview, thumbnail
 
 TRIES = 4
 FIRST_WAIT, LONGEST_WAIT = 2.0, 60.0

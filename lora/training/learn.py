@@ -13,8 +13,9 @@ from lora.flux import adapter, base, forward, generate, hardware
 from lora.flux.base import Base
 from lora.flux.encode import Example, Text
 from lora.flux.hardware import Plan
-from lora.result import report
-from lora.result.report import Curve, Preview
+from lora.result import preview
+from lora.result.curve import Curve
+from lora.result.preview import Preview
 from lora.training import fit, graphs, prior, validation
 from lora.training.fit import Settings
 from lora.training.watch import WARNING, Audience, Watch, follow
@@ -124,7 +125,7 @@ def _attempt(material: Material, flux: Base, plan: Plan, settings: Settings, tol
             after = sketch()
             told.tracked.pictures(asked, len(curve.losses), after)
             transformer.disable_adapters()
-            previews = report.pair_up(asked, sketch(), {**watch.drawn_before(last), last: after})
+            previews = preview.pair_up(asked, sketch(), {**watch.drawn_before(last), last: after})
     return Learned(pairs=pairs, step=last, plan=plan, settings=settings, previews=previews, curve=curve)
 
 

@@ -10,7 +10,6 @@ further pass through the base.
 
 import dataclasses
 import random
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,17 +19,10 @@ from torch import Tensor
 
 from lora.flux import flow
 from lora.flux.encode import Text, in_host_memory, stack
+from lora.training.words import COLOURS, THINGS, made_up_word, whole_word
 
-_THINGS = (
-    *("circle", "square", "triangle", "star", "heart", "diamond", "ring", "moon", "house", "tree", "flower", "fish"),
-    *("cat", "dog", "bird", "car", "boat", "person", "woman", "man", "child", "chair", "cup", "book", "shoe", "apple"),
-)
-_COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "gray")
 _PLACES = ("", "", "", " on the left", " on the right", " at the top", " at the bottom")
 _SIZES = ("", "", "", "small ", "large ")
-_SYLLABLES = (
-    "ba be bo da di do fa fe go ka ke ki ko la le lo ma mi mo na ne no pa pe ra ri ro sa se ta ti to va vo za zo"
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,46 +65,21 @@ def prompts(captions: Sequence[str], trigger_word: str, count: int, seed: int, k
                 word = made_up_word(rng, trigger_word)
                 chosen.append(word.join(pattern.split(rng.choice(captions))))
             case "captions of things":
-                chosen.append(rng.choice(_THINGS).join(pattern.split(rng.choice(captions))))
+                chosen.append(rng.choice(THINGS).join(pattern.split(rng.choice(captions))))
             case kind:
                 raise AssertionError(f"no kind of prompt: {kind!r}")
     return [pattern.sub(lambda _: made_up_word(rng, trigger_word), prompt) for prompt in chosen]
 
 
-def whole_word(word: str) -> re.Pattern[str]:
-    """Finds the word in any case, where no further ASCII letter or digit makes another of it: "art", not "party"."""
-    before = "(?<![A-Za-z0-9_])" if re.match("[A-Za-z0-9_]", word[0]) else ""
-    behind = "(?![A-Za-z0-9_])" if re.match("[A-Za-z0-9_]", word[-1]) else ""
-    return re.compile(f"{before}{re.escape(word)}{behind}", re.IGNORECASE)
-
-
-def is_ordinary(word: str) -> bool:
-    """Whether the word is one of those that the base is asked for as ordinary things."""
-    return word.casefold() in {*_THINGS, *_COLOURS, "a", "an", "the", "on", "in", "of", "style", "background"}
-
-
 def _ordinary(rng: random.Random, thing: str | None = None) -> str:
-    colour, ground = rng.sample(_COLOURS, 2)
-    noun = thing or f"{colour} {rng.choice(_THINGS)}"
+    colour, ground = rng.sample(COLOURS, 2)
+    noun = thing or f"{colour} {rng.choice(THINGS)}"
     what = f"{rng.choice(_SIZES)}{noun}"
     return f"{_article(what)} {what}{rng.choice(_PLACES)} on {_article(ground)} {ground} background"
 
 
 def _article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
-
-
-def made_up_word(rng: random.Random, other_than: str) -> str:
-    """A word that means nothing, in one of the shapes that people give trigger words: SKS, Zorvan, qum42."""
-    while True:
-        shape = rng.random()
-        if shape < 0.4:
-            word = "".join(rng.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZ") for _ in range(rng.choice((3, 3, 4))))
-        else:
-            word = "".join(rng.choice(_SYLLABLES.split()) for _ in range(rng.choice((2, 3)))) + rng.choice("klmnrst")
-            word = word.capitalize() if shape < 0.7 else word
-        if word.casefold() != other_than.casefold():
-            return word
 
 
 @torch.no_grad()

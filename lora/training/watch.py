@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from lora.result.report import Curve
+from lora.result.curve import Curve
 from lora.training import validation
 from lora.training.fit import StepReport
 from lora.training.tracker import Tracker

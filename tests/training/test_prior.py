@@ -7,7 +7,7 @@ from diffusers import FluxTransformer2DModel
 
 from lora.flux import flow
 from lora.flux.encode import Text, stack
-from lora.training import prior
+from lora.training import prior, words
 
 KINDS = ("things", "made-up words", "captions")
 
@@ -27,8 +27,8 @@ def test_each_kind_of_prompt_is_what_it_says() -> None:
     def asked(*kinds: str) -> list[str]:
         return prior.prompts(["a TOK on a sofa"], "TOK", 40, seed=1, kinds=kinds)
 
-    words = {"a", "an", "on", "the", "left", "right", "at", "top", "bottom", "small", "large", "background", "sofa"}
-    known = words | {word for name in (*prior._THINGS, *prior._COLOURS) for word in name.split()}
+    known = {"a", "an", "on", "the", "left", "right", "at", "top", "bottom", "small", "large", "background", "sofa"}
+    known |= {*words.THINGS, *words.COLOURS}
     assert all(set(prompt.split()) <= known for prompt in asked("things") + asked("captions of things"))
     assert all(set(prompt.split()) - known for prompt in asked("made-up words") + asked("captions"))
     assert all(prompt.endswith(" on a sofa") for prompt in asked("captions") + asked("captions of things"))
@@ -49,8 +49,8 @@ def test_a_trigger_word_inside_another_word_is_none_and_an_ordinary_one_stands_i
     for word in ("red", "Dog", "background"):
         prompts = prior.prompts([f"a {word} here"], word, 300, 0, (*KINDS, "captions of things"))
         assert not [prompt for prompt in prompts if word.casefold() in prompt.casefold().split()]
-        assert prior.is_ordinary(word)
-    assert not prior.is_ordinary("TOK")
+        assert words.is_ordinary(word)
+    assert not words.is_ordinary("TOK")
 
 
 def test_each_step_kept_is_the_bases_own_prediction_where_the_drawing_stood(
