@@ -82,11 +82,10 @@ def train(
         ge=0,
         le=1,
     ),
-    prior_loss_weight: Optional[float] = Input(
+    preservation: Optional[str] = Input(
         default=None,
-        description="How firmly prompts without the trigger word are held to what the base draws for them. Leave it empty for what suits the type: 0.2 for a subject, 0.3 for a style. 0 leaves this out: faster, and the LoRA bleeds into other prompts.",
-        ge=0,
-        le=10,
+        description="How firmly prompts without the trigger word are held to what the base draws for them: off, light, firm, or a number (how long its gradient is beside the pictures': 0.5 suits a subject, 1.5 a style). Leave it empty for what suits the type. off is faster, and the LoRA bleeds into other prompts.",
+        max_length=20,
     ),
     seed: Optional[int] = Input(
         default=None,
@@ -166,7 +165,7 @@ def train(
         resolution=(resolution or "").strip() or None,
         batch_size=int(batch_size),
         caption_dropout_rate=float(caption_dropout_rate),
-        prior_loss_weight=None if prior_loss_weight is None else float(prior_loss_weight),
+        preservation=(preservation or "").strip().lower(),
         seed=None if seed is None else int(seed),
         preview_every=int(preview_every),
         preview_prompts=preview_prompts or "",

@@ -82,12 +82,12 @@ class Recipe:
 ATTENTION_AND_DOUBLE_FF = r"\.attn\.(to|add)_|\.ff(_context)?\.net"
 RECIPES = {
     "defaults": Recipe(),
-    "without preservation": Recipe(inputs={"prior_loss_weight": 0.0}),
+    "without preservation": Recipe(inputs={"preservation": "off"}),
     # ostris/flux-dev-lora-trainer on Replicate: the configuration in `train.py` of replicate/flux-fine-tuner, and of
     # ostris/ai-toolkit what that leaves to its defaults. Not so here: its adapters on the modulation, its three sizes
     # of each picture (the toy base has one), Adam's moments in eight bits.
     "ostris": Recipe(
-        inputs={"learning_rate": 4e-4, "lora_rank": 16, "caption_dropout_rate": 0.05, "prior_loss_weight": 0.0},
+        inputs={"learning_rate": 4e-4, "lora_rank": 16, "caption_dropout_rate": 0.05, "preservation": "off"},
         settings={
             "held": 1.0,
             "ema_decay": 0.99,
@@ -105,17 +105,13 @@ RECIPES = {
             "lora_rank": 4,
             "batch_size": 4,
             "caption_dropout_rate": 0.0,
-            "prior_loss_weight": 0.0,
+            "preservation": "off",
             "layers_to_optimize_regex": ATTENTION_AND_DOUBLE_FF,
         },
         settings={"held": 1.0, "uniform_share": 1.0, "guidance": 3.5},
         gaussian_start=True,
     ),
-    "preservation of 0.03": Recipe(inputs={"prior_loss_weight": 0.03}),
-    "preservation of 0.1": Recipe(inputs={"prior_loss_weight": 0.1}),
-    "preservation of 0.2": Recipe(inputs={"prior_loss_weight": 0.2}),
-    "preservation of 0.3": Recipe(inputs={"prior_loss_weight": 0.3}),
-    "preservation of 1": Recipe(inputs={"prior_loss_weight": 1.0}),
+    **{f"preservation of {ratio:g}": Recipe(settings={"prior_ratio": ratio}) for ratio in (0.25, 0.5, 1.0, 1.5, 3.0)},
     "preservation every step": Recipe(settings={"prior_every": 1}),
     "preservation every third step": Recipe(settings={"prior_every": 3}),
     "32 drawings": Recipe(settings={"prior_prompts": 32}),
@@ -189,7 +185,7 @@ def request_for(cell: Cell, archive: Path, width: int) -> TrainRequest:
     defaults = signature.read(ROOT / "train.py", "train").inputs
     fields = TrainRequest.__dataclass_fields__
     values = {name: defaults[name].default for name in fields if name in defaults}
-    text = {name: "" for name in ("autocaption_prefix", "autocaption_suffix") if name in fields}
+    text = {name: "" for name in ("autocaption_prefix", "autocaption_suffix", "preservation") if name in fields}
     values |= text | {
         "input_images": archive,
         "trigger_word": TRIGGER,

@@ -249,7 +249,7 @@ def project(plan_for: Callable[[Case], Plan], weight: float) -> Callable[[FluxTr
             batch_size=plan.batch_size,
             learning_rate=1e-4,
             caption_dropout_rate=0.05,
-            prior_loss_weight=weight,
+            prior_ratio=weight,
             seed=0,
             prior_every=1,  # a training does so in every second step: its mean is one step of "ours" to one without
         )
@@ -386,7 +386,7 @@ def ways_on_a_gpu(gpu: hardware.Gpu, parameters: int) -> list[Way]:
     small = functools.partial(plan_for, quantised=True, checkpointing=True)
     return [
         Way(name="ours", what="this project's step that holds to the base", start=project(plan_for, 1.0), prior=True),
-        Way(name="no-prior", what="this project, prior_loss_weight 0", start=project(plan_for, 0.0)),
+        Way(name="no-prior", what="this project, preservation off", start=project(plan_for, 0.0)),
         Way(name="eager", what="the same, kernel by kernel", start=project(eager, 0.0)),
         Way(name="float8", what="the same as on 24 GB: float8 weights, checkpointing", start=project(small, 0.0)),
         Way(name="peft", what="diffusers' model, peft's adapter in bf16", start=of_diffusers(False)),
@@ -401,7 +401,7 @@ def on_a_cpu(case: Case) -> Plan:
 
 def ways_on_a_cpu() -> list[Way]:
     return [
-        Way(name="no-prior", what="this project, prior_loss_weight 0", start=project(on_a_cpu, 0.0)),
+        Way(name="no-prior", what="this project, preservation off", start=project(on_a_cpu, 0.0)),
         Way(name="bare", what="forward, backward, optimizer", start=bare(1)),
         Way(name="ours", what="this project's step that holds to the base", start=project(on_a_cpu, 1.0), prior=True),
         Way(name="bare-prior", what="both forwards and backwards, optimizer", start=bare(2), prior=True),

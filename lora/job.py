@@ -214,7 +214,7 @@ def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
         own = [text.fill_in(prompt, request.trigger_word) for prompt in parse_prompts(request.preview_prompts)]
         noun = captioned.class_noun
         asked = preview.prompts(request.trigger_word, request.lora_type, noun, flux.native, own)
-        count = settings.prior_prompts if settings.prior_loss_weight else 0
+        count = settings.prior_prompts if settings.prior_ratio else 0
         apart = prior.prompts(spoken, request.trigger_word, count, settings.seed, settings.prior_kinds)
         texts, cut = encode.encode_texts(flux, decided.plan, ["", *spoken, *asked, *apart])
         for prompt in (prompt for prompt in cut if prompt in spoken or prompt in asked):

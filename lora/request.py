@@ -11,6 +11,8 @@ import unicodedata
 from pathlib import Path
 
 LORA_TYPES = ("subject", "style")
+FIRMNESS = {"": 1.0, "off": 0.0, "light": 0.5, "firm": 2.0}
+"""What `preservation` means, times what suits the type."""
 RESOLUTION_RANGE = (64, 2048)
 """Pixels. Below 64 a FLUX picture has 4 x 4 tokens; above 2048 FLUX.1-dev does not draw soundly."""
 MAX_PREVIEW_PROMPTS = 8
@@ -60,9 +62,9 @@ class TrainRequest:
     """Pictures a step, 1 to 8."""
     caption_dropout_rate: float
     """How often a picture trains with the empty caption, 0 to 1."""
-    prior_loss_weight: float | None
-    """Weight of holding the adapter to the base's own draws, 0 to 10; 0 leaves it out; None: chosen from the type
-    (`lora.training.recipe`)."""
+    preservation: str
+    """How firmly prompts without the trigger word are held to the base: empty (as suits the type), one of FIRMNESS, or
+    a number, the ratio of gradient norms (`lora.training.balance`)."""
     seed: int | None
     """0 to 2**32 - 1; None: chosen at random and recorded."""
     preview_every: int
@@ -116,6 +118,10 @@ class TrainRequest:
                 f"preview_every: {self.preview_every} of {self.training_steps} steps are more than {MAX_PREVIEWS}"
                 f" previews, and each takes time; give {-(-self.training_steps // MAX_PREVIEWS)} or more, or 0"
             )
+        try:
+            parse_preservation(self.preservation)
+        except ValueError as error:
+            faults.append(str(error))
         try:
             parse_prompts(self.preview_prompts)
         except ValueError as error:
@@ -192,6 +198,23 @@ def parse_resolution(text: str) -> tuple[int, ...]:
             )
         sides.add(side)
     return tuple(sorted(sides))
+
+
+def parse_preservation(text: str) -> str | float:
+    """One of FIRMNESS, or a ratio from 0 to 100; raises ValueError naming the input."""
+    word = text.strip().lower()
+    if word in FIRMNESS:
+        return word
+    try:
+        ratio = float(word)
+    except ValueError:
+        ratio = -1.0
+    if not 0 <= ratio <= 100:
+        raise ValueError(
+            f"preservation: {text[:40]!r} is neither off, light nor firm, nor a number from 0 to 100 (how long its"
+            " gradient is beside the pictures'); leave it empty for what suits the type"
+        )
+    return ratio
 
 
 def parse_prompts(text: str) -> list[str]:

@@ -35,7 +35,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with zipfile.ZipFile(folder / "pictures.zip", "w") as archive:
         archive.writestr("one.png", data.getvalue())
     request = a_request(
-        folder / "pictures.zip", training_steps=12, learning_rate=1e-2, prior_loss_weight=0.0, preview_prompts="a red"
+        folder / "pictures.zip", training_steps=12, learning_rate=1e-2, preservation="off", preview_prompts="a red"
     )
     return job.run(
         request,

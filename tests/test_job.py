@@ -31,7 +31,7 @@ from lora.training.watch import Audience, Remembering, Stages
 from tests import hub_server
 from tests.test_request import a_request
 
-FAST = {"training_steps": 3, "prior_loss_weight": 0.0}
+FAST = {"training_steps": 3, "preservation": "off"}
 ONE_PREVIEW = {"preview_prompts": "a [trigger]"}
 
 
@@ -203,7 +203,7 @@ def test_the_lowest_loss_counts_at_the_end_too(
 
 
 def test_the_same_request_gives_the_same_tar_byte_for_byte(archive: Path, work: Path, tmp_path: Path) -> None:
-    changes = ONE_PREVIEW | {"prior_loss_weight": 1.0, "batch_size": 2, "resolution": "64"}
+    changes = ONE_PREVIEW | {"preservation": "1", "batch_size": 2, "resolution": "64"}
     once = _run(archive, tmp_path / "a", **changes).read_bytes()
     assert once == _run(archive, tmp_path / "b", **changes).read_bytes()
     assert once != _run(archive, tmp_path / "c", **changes, seed=2).read_bytes()
@@ -304,14 +304,14 @@ def test_a_rate_that_breaks_the_training_is_told_where_it_was_to_be_stopped_earl
 )
 def test_the_type_decides_the_recipe(lora_type: str, told: str, archive: Path, work: Path, tmp_path: Path) -> None:
     lines: list[str] = []
-    changes = {"lora_type": lora_type, "resolution": "64", "prior_loss_weight": None}
+    changes = {"lora_type": lora_type, "resolution": "64", "preservation": ""}
     with tarfile.open(_run(archive, tmp_path / "out", lines.append, **changes)) as opened:
         written = opened.extractfile("request.json")
         assert written is not None
         decided = json.loads(written.read())["decided"]
     row = recipe.TOY[lora_type]
     assert decided["learning_rate"] == recipe.learning_rate_for(row, 128, 16)[0]
-    for name in ("prior_loss_weight", "prior_every", "held", "timestep_mean", "uniform_share", "prior_prompts"):
+    for name in ("prior_ratio", "prior_every", "held", "timestep_mean", "uniform_share", "prior_prompts"):
         assert decided[name] == getattr(row, name), name
     assert tuple(decided["prior_kinds"]) == row.prior_kinds
     assert {"seed", "learning_rate", "base", "plan", "recipe"} <= decided["reasons"].keys()
@@ -339,7 +339,7 @@ def test_a_gpus_plan_trains_whole_in_bf16(
     prompts = prior.prompts
     monkeypatch.setattr(prior, "prompts", lambda *asked: prompts(*asked)[:2])
     lines: list[str] = []
-    tar = _run(archive, tmp_path / "out", lines.append, **ONE_PREVIEW, prior_loss_weight=1.0)
+    tar = _run(archive, tmp_path / "out", lines.append, **ONE_PREVIEW, preservation="1")
     assert any("plan: as on a GPU" in line for line in lines)
     with tarfile.open(tar) as opened:
         weights = opened.extractfile(job.WEIGHTS_MEMBER)
@@ -414,7 +414,7 @@ def _desk(archive: Path, work: Path, lines: list[str], **changes: Any) -> job.De
 
 def test_each_step_of_a_job_hands_the_next_what_it_needs(archive: Path, work: Path, tmp_path: Path) -> None:
     lines: list[str] = []
-    desk = _desk(archive, work, lines, prior_loss_weight=None)
+    desk = _desk(archive, work, lines, preservation="")
     gathered = job.gather(desk, {"prior_prompts": 3})
     assert [photo.name for photo in gathered.found] == ["0.png", "1.png", "2.png"]
     assert (gathered.decided.settings.prior_prompts, gathered.decided.resolutions) == (3, (64,))

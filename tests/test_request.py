@@ -22,7 +22,7 @@ def a_request(archive: Path, **changes: Any) -> TrainRequest:
         "resolution": None,
         "batch_size": 1,
         "caption_dropout_rate": 0.05,
-        "prior_loss_weight": 1.0,
+        "preservation": "1",
         "seed": 1,
         "preview_every": 0,
         "preview_prompts": "",

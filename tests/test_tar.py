@@ -44,7 +44,7 @@ def _train(folder: Path, log: Callable[[str], None], **changes: Any) -> Path:
     wanted = {
         "training_steps": 4,
         "learning_rate": 1e-2,
-        "prior_loss_weight": 0.0,
+        "preservation": "off",
         "resolution": "64",
         "preview_prompts": PROMPT,
         "layers_to_optimize_regex": REGEX,

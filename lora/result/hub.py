@@ -187,7 +187,7 @@ def _settings_table(request: TrainRequest, decided: Mapping[str, Any], pictures:
         "Resolution": ", ".join(map(str, decided["resolutions"])),
         "Batch size": request.batch_size,
         "Caption dropout": request.caption_dropout_rate,
-        "Prior loss weight": decided["prior_loss_weight"],
+        "Prior preservation": decided["prior_ratio"],
         "Layers": request.layers_to_optimize_regex or "attention and MLP of every block",
         "Seed": decided["seed"],
         "Base": decided["base"],

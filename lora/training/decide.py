@@ -8,7 +8,7 @@ from typing import Any
 from lora.flux import hardware
 from lora.flux.base import Base
 from lora.flux.hardware import Gpu, Plan
-from lora.request import TrainRequest, parse_resolution
+from lora.request import FIRMNESS, TrainRequest, parse_preservation, parse_resolution
 from lora.training import recipe
 from lora.training.fit import Settings
 
@@ -73,23 +73,28 @@ def _settings(request: TrainRequest, flux: Base, log: Log) -> tuple[Settings, di
     rate, why_rate = request.learning_rate, asked
     if rate is None:
         rate, why_rate = recipe.learning_rate_for(row, flux.width, request.lora_rank)
-    weight, why_weight = request.prior_loss_weight, asked
-    if weight is None:
-        weight, why_weight = row.prior_loss_weight, f"as suits a {request.lora_type}"
+    firmness = parse_preservation(request.preservation)
+    ratio = firmness if isinstance(firmness, float) else FIRMNESS[firmness] * row.prior_ratio
+    why_ratio = asked if request.preservation else f"as suits a {request.lora_type}"
     log(f"seed: {seed}, {why_seed}")
     log(f"recipe: {why_row}")
     shape = f"held for {row.held:.0%} of the steps, then falling" if row.held else "falling from the start"
     log(f"learning rate: {rate:.3g}, {why_rate}; {shape}")
     evenly = f", {row.uniform_share:.0%} of them evenly from all" if row.uniform_share else ""
     log(f"timesteps: logit-normal with mean {row.timestep_mean:g}{evenly}")
-    if weight:
-        log(f"prior preservation: weight {weight:g}, {why_weight}; in one step of {row.prior_every}")
+    if ratio:
+        log(
+            f"prior preservation: its gradient {ratio:g} times as long as the pictures', {why_ratio};"
+            f" in one step of {row.prior_every}"
+        )
+    else:
+        log("prior preservation: off, as asked for; the LoRA will show in prompts without the trigger word")
     settings = Settings(
         steps=request.training_steps,
         batch_size=request.batch_size,
         learning_rate=rate,
         caption_dropout_rate=request.caption_dropout_rate,
-        prior_loss_weight=weight,
+        prior_ratio=ratio,
         seed=seed,
         timestep_mean=row.timestep_mean,
         uniform_share=row.uniform_share,
@@ -98,5 +103,5 @@ def _settings(request: TrainRequest, flux: Base, log: Log) -> tuple[Settings, di
         prior_prompts=row.prior_prompts,
         prior_every=row.prior_every,
     )
-    why = {"seed": why_seed, "learning_rate": why_rate, "prior_loss_weight": why_weight, "recipe": why_row}
+    why = {"seed": why_seed, "learning_rate": why_rate, "prior_ratio": why_ratio, "recipe": why_row}
     return settings, why

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lora.flux import flow
 from lora.flux.encode import Example, Text
+from lora.training.balance import Balance
 from lora.training.graphs import Pass, Passes
 from lora.training.prior import Prior
 
@@ -29,7 +30,9 @@ class Settings:
     batch_size: int
     learning_rate: float
     caption_dropout_rate: float
-    prior_loss_weight: float
+    prior_ratio: float
+    """Norm of the preservation's gradient over that of the pictures', in a step that looks at both
+    (`balance.Balance`); 0: no preservation."""
     seed: int
     timestep_mean: float = 0.0
     """Of the logit-normal; see `flow.sample_timesteps`."""
@@ -49,7 +52,9 @@ class Settings:
     prior_prompts: int = 0
     """How many drawings of the base's own there are."""
     prior_every: int = 1
-    """Every how many steps the base's own draws are looked at; they weigh as many times as much then."""
+    """Every how many steps the preservation prompts are looked at."""
+    prior_weight: float = 0.5
+    """Of their gradient at the first look; it is steered from there."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,7 +64,13 @@ class StepReport:
     loss: Tensor
     """A scalar still on its device: reading it waits for the GPU, so read it only where it is shown."""
     prior_loss: Tensor
-    """Of the last step that looked at the base's own draws; 0 before."""
+    """Of the last step that looked at the preservation prompts; 0 before."""
+    skipped: Tensor
+    """Steps so far whose gradient was not finite: they changed nothing."""
+    in_a_row: Tensor
+    """Of these the last ones without a sound step between."""
+    balance: Balance | None
+    """Weight and norms of the preservation at the last look; None where there is none."""
     learning_rate: float
     seconds: float
     """Since the loop began."""
@@ -92,6 +103,14 @@ def learning_rate_at(step: int, steps: int, peak: float, held: float) -> float:
         return peak * step / warm_up
     progress = max(0.0, (step - warm_up) / max(1, steps - warm_up) - held) / (1 - held)
     return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def of_one_size(priors: Sequence[Prior], shares: Sequence[float], count: int, rng: random.Random) -> list[Prior]:
+    """`count` of the priors by their shares, all of the size of the first one drawn."""
+    [first] = rng.choices(priors, shares)
+    same = [(prior, share) for prior, share in zip(priors, shares, strict=True) if prior.size == first.size]
+    others, theirs = zip(*same, strict=True)
+    return [first, *rng.choices(others, theirs, k=count - 1)]
 
 
 def picture_loss(
@@ -172,9 +191,10 @@ def fit(
 ) -> Iterator[StepReport]:
     """Trains `parameters` in place, a StepReport a step; on a GPU by recordings, where asked (`lora.training.graphs`).
 
-    `texts` must hold every caption, the empty one, and every prior's prompt, and every prior must be of one size. The
-    same arguments on the same machine give the same weights, bit for bit on a CPU. Raises RuntimeError where the first
-    step has no gradient, for it would train nothing and say so nowhere; and CannotRecord.
+    `texts` must hold every caption, the empty one, and every prior's prompt. A step whose gradient is not finite is
+    skipped on the device, without waiting for it, and counted. The same arguments on the same machine give the same
+    weights, bit for bit on a CPU. Raises RuntimeError where the first step has no gradient, for it would train nothing
+    and say so nowhere; and CannotRecord.
     """
     rng = random.Random(settings.seed)
     device = parameters[0].device
@@ -196,7 +216,10 @@ def fit(
     # Half of the looks at the base's own draws are where the logit-normal has most pictures, for there other words must
     # be told from the trigger; half at any time, for all of a drawing must stay (bench/NOTES.md).
     shares = [flow.share_of_timesteps(p.until, p.timestep, settings.timestep_mean, uniform_share=0.5) for p in priors]
-    weight = settings.prior_loss_weight * settings.prior_every if priors else 0.0
+    balance, scratch = None, list[Tensor]()
+    if priors and settings.prior_ratio:
+        balance = Balance(settings.prior_ratio, settings.prior_weight, device)
+        scratch = [torch.empty_like(gradient) for gradient in gradients]
     passes = Passes(parameters, generator)
     started = time.monotonic()
 
@@ -207,19 +230,18 @@ def fit(
 
     def of_priors(batch: Sequence[Prior]) -> Pass:
         size = batch[0].size
-
-        def loss(*inputs: Tensor) -> Tensor:
-            return weight * prior_loss(transformer, size, settings.guidance, *inputs)
-
+        loss = functools.partial(prior_loss, transformer, size, settings.guidance)
         return ("drawings", size), loss, rows_of_priors(batch, texts)
 
     if record:
         by_size = {example.size: [example] * settings.batch_size for example in examples}
         every = [of_pictures(batch, [example.caption for example in batch]) for batch in by_size.values()]
-        every += [of_priors(list(priors[:1]) * settings.batch_size)] if weight else []
+        if balance:
+            drawn = {prior.size: [prior] * settings.batch_size for prior in priors}
+            every += [of_priors(batch) for batch in drawn.values()]
         passes.record(every)
     source = batches(examples, settings.batch_size, rng)
-    kept = torch.zeros((), device=device)
+    kept = skipped = in_a_row = torch.zeros((), device=device)
     for step in range(1, settings.steps + 1):
         batch = next(source)
         captions = ["" if rng.random() < settings.caption_dropout_rate else example.caption for example in batch]
@@ -228,10 +250,16 @@ def fit(
             group["lr"] = rate
         passes.zero()
         loss = passes(*of_pictures(batch, captions))
-        if weight and step % settings.prior_every == 0:
-            kept = passes(*of_priors(rng.choices(priors, shares, k=settings.batch_size))) / weight
         torch._foreach_copy_(gradients, passes.gradients)
+        if balance and step % settings.prior_every == 0:
+            passes.zero()
+            kept = passes(*of_priors(of_one_size(priors, shares, settings.batch_size, rng)))
+            torch._foreach_copy_(scratch, passes.gradients)
+            balance.add(gradients, scratch)
         norm = torch.nn.utils.clip_grad_norm_(masters, 1.0)
+        # As torch.amp's GradScaler has fused optimizers skip a step: without reading the number.
+        optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
+        skipped, in_a_row = skipped + optimizer.found_inf, (in_a_row + 1) * optimizer.found_inf  # type: ignore[attr-defined]
         if step == 1 and norm == 0:
             raise RuntimeError(f"no gradient reaches the LoRA: torch {torch.__version__} does not train this model")
         optimizer.step()
@@ -245,6 +273,9 @@ def fit(
             step=step,
             loss=loss,
             prior_loss=kept,
+            skipped=skipped,
+            in_a_row=in_a_row,
+            balance=balance,
             learning_rate=rate,
             seconds=time.monotonic() - started,
         )

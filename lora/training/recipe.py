@@ -31,10 +31,10 @@ class Recipe:
     """Of the logit-normal from which a picture's timestep is drawn; higher means more noise."""
     uniform_share: float
     """Share of the timesteps that are drawn evenly from 0 to 1 instead."""
-    prior_loss_weight: float
-    """Weight of prior preservation."""
+    prior_ratio: float
+    """Norm of the preservation's gradient over that of the pictures', in a step that looks at both (`balance`)."""
     prior_every: int
-    """Every how many steps the preservation prompts are looked at; they weigh as many times as much then."""
+    """Every how many steps the preservation prompts are looked at."""
     prior_prompts: int
     """How many preservation prompts there are."""
     prior_kinds: tuple[str, ...]
@@ -50,7 +50,7 @@ FLUX_DEV = {
         held=0.5,  # toy: learns faster than falling from the start, nothing else suffers
         timestep_mean=0.0,  # paper: arXiv:2403.03206, 3.1; field: ai-toolkit, kohya, SimpleTuner
         uniform_share=0.0,  # field: the same
-        prior_loss_weight=0.2,  # toy
+        prior_ratio=0.5,  # toy: what a weight of 0.4 in every second step was, from the first step to the last
         prior_every=2,  # toy: more and lighter looks keep as much and teach more
         prior_prompts=96,  # toy
         prior_kinds=_PRIOR_KINDS,
@@ -61,7 +61,7 @@ FLUX_DEV = {
         held=0.0,  # toy: a style at a high rate needs the long decay
         timestep_mean=3.0,  # paper: log-SNR N(-6, 2) of Style-Friendly, arXiv:2411.14793, on FLUX.1-dev
         uniform_share=0.25,  # toy: strokes are decided at little noise
-        prior_loss_weight=0.3,  # toy
+        prior_ratio=1.5,  # toy: what a weight of 0.6 was (1 at the start, 2 at the end)
         prior_every=2,  # toy
         prior_prompts=96,  # toy
         prior_kinds=_PRIOR_KINDS,

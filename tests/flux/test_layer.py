@@ -231,9 +231,7 @@ def test_the_toy_base_learns_as_with_pefts_own_layer(toy: Base, cpu: Plan) -> No
     examples = encode.encode_pictures(toy, cpu, pictures)
     texts, _ = encode.encode_texts(toy, cpu, ["", *(example.caption for example in examples)])
     rate, _ = recipe.learning_rate_for(recipe.TOY["subject"], toy.width, 16)
-    settings = Settings(
-        steps=100, batch_size=1, learning_rate=rate, caption_dropout_rate=0.0, prior_loss_weight=0.0, seed=1
-    )
+    settings = Settings(steps=100, batch_size=1, learning_rate=rate, caption_dropout_rate=0.0, prior_ratio=0.0, seed=1)
 
     def losses(attach: Callable[[FluxTransformer2DModel], object]) -> Tensor:
         with toy.transformer(cpu) as transformer, torch.random.fork_rng():

@@ -25,7 +25,7 @@ from tests.test_request import a_request
 DECIDED = {
     "base": hub.FLUX_DEV,
     "learning_rate": 4e-4,
-    "prior_loss_weight": 0.1,
+    "prior_ratio": 0.1,
     "resolutions": (512, 1024),
     "seed": 7,
     "weights_of_step": 700,

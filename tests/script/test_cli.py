@@ -213,7 +213,7 @@ def pictures(tmp_path):
 
 SMALL = [
     word
-    for pair in ("training_steps=2", "resolution=64", "prior_loss_weight=0", "preview_prompts=a [trigger]")
+    for pair in ("training_steps=2", "resolution=64", "preservation=off", "preview_prompts=a [trigger]")
     for word in ("-i", pair)
 ]
 

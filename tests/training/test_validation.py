@@ -11,7 +11,7 @@ from lora.flux.encode import Example, Text
 from lora.training import fit, validation
 from lora.training.fit import Settings
 
-SETTINGS = Settings(steps=4, batch_size=1, learning_rate=1e-3, caption_dropout_rate=0.2, prior_loss_weight=0.0, seed=7)
+SETTINGS = Settings(steps=4, batch_size=1, learning_rate=1e-3, caption_dropout_rate=0.2, prior_ratio=0.0, seed=7)
 
 
 def _weights(transformer: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text], look: bool) -> bytes:

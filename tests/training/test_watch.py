@@ -21,7 +21,16 @@ def _followed(seconds: Sequence[float], steps: int) -> tuple[list[str], list[flo
         tracked=tracker.Tracker(None, lines.append),
     )
     reports = (
-        StepReport(step=step, loss=nothing, prior_loss=nothing, learning_rate=1e-4, seconds=at)
+        StepReport(
+            step=step,
+            loss=nothing,
+            prior_loss=nothing,
+            skipped=nothing,
+            in_a_row=nothing,
+            balance=None,
+            learning_rate=1e-4,
+            seconds=at,
+        )
         for step, at in enumerate(seconds, 1)
     )
     watch.follow(reports, steps, lambda step: step == len(seconds), audience)
