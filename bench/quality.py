@@ -119,7 +119,7 @@ RECIPES = {
     "held to captions": Recipe(settings={"prior_kinds": ("captions",)}),
     # No other made-up words: ordinary things alone, and as prior preservation with a class noun has it.
     "preserving things": Recipe(settings={"prior_kinds": ("things",)}),
-    "preserving captions of things": Recipe(settings={"prior_kinds": ("things", "captions of things")}),
+    "preserving the class noun": Recipe(settings={"prior_kinds": ("things", "noun")}),
     "guidance 3.5": Recipe(settings={"guidance": 3.5}),
     "timesteps around -0.7": Recipe(settings={"timestep_mean": -0.7}),
     "timesteps around 0": Recipe(settings={"timestep_mean": 0.0}),

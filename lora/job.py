@@ -23,7 +23,7 @@ from lora.pictures.photos import Photo
 from lora.request import NO_SECRETS, Secrets, TrainRequest, parse_prompts
 from lora.result import hub, preview, record, report
 from lora.result.report import Lesson
-from lora.training import decide, learn, prior, resume, tracker, validation, words
+from lora.training import decide, learn, prompts, resume, tracker, validation, words
 from lora.training.decide import Decided
 from lora.training.learn import Learned, Material
 from lora.training.watch import WARNING, Audience, Log, Metric, Remembering, Stages
@@ -215,7 +215,7 @@ def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
         noun = captioned.class_noun
         asked = preview.prompts(request.trigger_word, request.lora_type, noun, flux.native, own)
         count = settings.prior_prompts if settings.prior_ratio else 0
-        apart = prior.prompts(spoken, request.trigger_word, count, settings.seed, settings.prior_kinds)
+        apart = prompts.apart(spoken, request.trigger_word, count, settings.seed, settings.prior_kinds, noun)
         texts, cut = encode.encode_texts(flux, decided.plan, ["", *spoken, *asked, *apart])
         for prompt in (prompt for prompt in cut if prompt in spoken or prompt in asked):
             log(f"{WARNING}the base reads {flux.t5_tokens} tokens, so the end is lost of: {prompt}")

@@ -25,7 +25,7 @@ from lora.flux.hardware import Plan
 from lora.request import NO_SECRETS
 from lora.result import preview
 from lora.result.preview import Preview
-from lora.training import fit, learn, prior, recipe, validation
+from lora.training import fit, learn, prompts, recipe, validation
 from lora.training.tracker import Tracker
 from lora.training.watch import Audience, Remembering, Stages
 from tests import hub_server
@@ -336,8 +336,8 @@ def test_a_gpus_plan_trains_whole_in_bf16(
         device="cpu", dtype=torch.bfloat16, checkpointing=checkpointing, quantised=quantised, reason="as on a GPU"
     )
     monkeypatch.setattr(hardware, "plan", lambda *_, **__: plan)
-    prompts = prior.prompts
-    monkeypatch.setattr(prior, "prompts", lambda *asked: prompts(*asked)[:2])
+    apart = prompts.apart
+    monkeypatch.setattr(prompts, "apart", lambda *asked: apart(*asked)[:2])
     lines: list[str] = []
     tar = _run(archive, tmp_path / "out", lines.append, **ONE_PREVIEW, preservation="1")
     assert any("plan: as on a GPU" in line for line in lines)

@@ -48,7 +48,7 @@ class Settings:
     """Share of itself that the running mean of the weights keeps at each step; the training ends with that mean in
     their place. 0: no mean, the last weights."""
     prior_kinds: tuple[str, ...] = ()
-    """What is asked of the base for its own draws, in turn; see `prior.prompts`."""
+    """What is asked of the base for its own draws, in turn; see `prompts.apart`."""
     prior_prompts: int = 0
     """How many drawings of the base's own there are."""
     prior_every: int = 1

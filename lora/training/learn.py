@@ -100,9 +100,9 @@ def _attempt(material: Material, flux: Base, plan: Plan, settings: Settings, tol
             if plan.checkpointing:
                 transformer.enable_gradient_checkpointing()
         with stage("drawing what the base draws"):
-            cells = min(material.resolutions) // 8
+            sizes = prior.shared_out([example.size for example in material.learned], len(material.apart))
             priors = prior.draw(
-                transformer, texts, material.apart, (cells, cells), flux.scheduler, settings.seed, settings.guidance
+                transformer, texts, material.apart, sizes, flux.scheduler, settings.seed, settings.guidance
             )
         sketch = _sketcher(material, flux, plan, transformer, settings.seed, told)
         with stage("training"):

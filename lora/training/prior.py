@@ -1,15 +1,14 @@
-"""What the base draws by itself, for the training to hold on to.
+"""Prior preservation: what the base predicts for prompts without the trigger word, for the training to keep.
 
-A LoRA that only ever sees its own pictures makes every prompt look like them, and answers to any unknown word. So the
-base first draws pictures of its own, for prompts without the trigger word, some of them with *another made-up word in
-the trigger's place*, and every step of the drawing is kept: where it stood, and where the base wanted to go. Training
-then asks the adapted model to go the same way. It is prior preservation (Ruiz et al. 2022, DreamBooth,
-arXiv:2208.12242) against the base's own predictions instead of its pictures: the targets have no noise, and cost no
-further pass through the base.
+Before the training the base draws pictures for the prompts of `prompts`, and every step of each drawing is kept: where
+it stood, and the velocity that the base predicted there. The training asks the adapted model for the same prediction.
+It is prior preservation (Ruiz et al. 2022, DreamBooth, arXiv:2208.12242) against the base's own predictions instead of
+its pictures: such a target has no noise of its own, and pictures as targets cost a LoRA its subject
+(Nerogar/OneTrainer#862).
 """
 
 import dataclasses
-import random
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,10 +18,6 @@ from torch import Tensor
 
 from lora.flux import flow
 from lora.flux.encode import Text, in_host_memory, stack
-from lora.training.words import COLOURS, THINGS, made_up_word, whole_word
-
-_PLACES = ("", "", "", " on the left", " on the right", " at the top", " at the bottom")
-_SIZES = ("", "", "", "small ", "large ")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,45 +36,24 @@ class Prior:
     """(S, 4C), the base's prediction there."""
 
 
-def prompts(captions: Sequence[str], trigger_word: str, count: int, seed: int, kinds: Sequence[str]) -> list[str]:
-    """`count` prompts without the trigger word, of each kind in turn.
+def shared_out(sizes: Sequence[tuple[int, int]], count: int) -> list[tuple[int, int]]:
+    """A size in latent cells for each of `count` drawings, from the sizes that are trained at.
 
-    "things" asks for ordinary things; "made-up words" for a made-up word in a thing's place or a style's; "captions"
-    are the user's own with a made-up word where the trigger word stood; "captions of things" have a thing's name there,
-    as prior preservation has the class noun (arXiv:2208.12242). Where an ordinary word is the trigger word, a made-up
-    one stands for it in all of them.
+    Two thirds are drawn at the smallest resolution, a quarter at those between, the others at the largest: a LoRA that
+    is held at one size alone can learn the size as a sign of its own pictures. Within a resolution the photographs'
+    own shapes come by turns. Sizes whose areas differ by less than a third count as one resolution.
     """
-    rng = random.Random(seed)
-    pattern = whole_word(trigger_word)
-    chosen = []
-    for i in range(count):
-        match kinds[i % len(kinds)]:
-            case "things":
-                chosen.append(_ordinary(rng))
-            case "made-up words":
-                word = made_up_word(rng, trigger_word)
-                chosen.append(
-                    _ordinary(rng, thing=word) if rng.random() < 0.6 else f"{_ordinary(rng)}, in the style of {word}"
-                )
-            case "captions":
-                word = made_up_word(rng, trigger_word)
-                chosen.append(word.join(pattern.split(rng.choice(captions))))
-            case "captions of things":
-                chosen.append(rng.choice(THINGS).join(pattern.split(rng.choice(captions))))
-            case kind:
-                raise AssertionError(f"no kind of prompt: {kind!r}")
-    return [pattern.sub(lambda _: made_up_word(rng, trigger_word), prompt) for prompt in chosen]
-
-
-def _ordinary(rng: random.Random, thing: str | None = None) -> str:
-    colour, ground = rng.sample(COLOURS, 2)
-    noun = thing or f"{colour} {rng.choice(THINGS)}"
-    what = f"{rng.choice(_SIZES)}{noun}"
-    return f"{_article(what)} {what}{rng.choice(_PLACES)} on {_article(ground)} {ground} background"
-
-
-def _article(word: str) -> str:
-    return "an" if word[0] in "aeiou" else "a"
+    tiers: list[list[tuple[int, int]]] = []
+    for size in sorted(set(sizes), key=lambda size: (size[0] * size[1], size)):
+        if tiers and size[0] * size[1] < 4 / 3 * tiers[-1][0][0] * tiers[-1][0][1]:
+            tiers[-1].append(size)
+        else:
+            tiers.append([size])
+    large = count // 12 if len(tiers) > 1 else 0
+    middle = count // 4 if len(tiers) > 2 else 0
+    between = [size for tier in tiers[1:-1] for size in tier]
+    parts = ((tiers[0], count - middle - large), (between, middle), (tiers[-1], large))
+    return [part[i % len(part)] for part, many in parts for i in range(many)]
 
 
 @torch.no_grad()
@@ -87,36 +61,62 @@ def draw(
     transformer: FluxTransformer2DModel,
     texts: Mapping[str, Text],
     wanted: Sequence[str],
-    size: tuple[int, int],
+    sizes: Sequence[tuple[int, int]],
     scheduler: Mapping[str, Any],
     seed: int,
     guidance: float = flow.TRAINING_GUIDANCE,
+    drawing_guidance: float | None = None,
     steps: int = 8,
     batch_size: int = 8,
 ) -> list[Prior]:
     """Draws one picture for each prompt of `wanted` and returns every step of each drawing.
 
-    `size` is in latent cells; `scheduler` is the base's scheduler config. The transformer must be without an adapter,
-    or have it switched off. `guidance` must be that of the training: an adapter that learns pictures at one and holds
-    on to the base at another tells them apart by it instead of by the trigger word (measured in bench/NOTES.md).
+    `sizes` has the size of each drawing in latent cells; `scheduler` is the base's scheduler config. The transformer
+    must be without an adapter, or have it switched off. The velocities that are kept are those at `guidance`, which
+    must be that of the training: an adapter that learns pictures at one and holds on to the base at another tells them
+    apart by it instead of by the trigger word. The drawing itself goes by `drawing_guidance`, where that is another: at
+    guidance 1 FLUX.1-dev draws pictures that nobody asks it for, and each step then costs a second pass.
     """
-    device = next(transformer.parameters()).device
     generator = torch.Generator().manual_seed(seed)
-    tokens, channels = size[0] * size[1] // 4, transformer.config.in_channels
-    times = flow.sigmas(steps, tokens, scheduler)
+    by_size: dict[tuple[int, int], list[str]] = {}
+    for prompt, size in zip(wanted, sizes, strict=True):
+        by_size.setdefault(size, []).append(prompt)
+    drawing_guidance = guidance if drawing_guidance is None else drawing_guidance
     priors = []
-    for start in range(0, len(wanted), batch_size):
-        batch = list(wanted[start : start + batch_size])
-        text = stack(texts, batch, device)
-        dtype = text["prompt_embeds"].dtype
-        x = torch.randn(len(batch), tokens, channels, generator=generator).to(device, dtype)
-        for now, then in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
-            timesteps = torch.full((len(batch),), now, device=device)
-            v = flow.velocity(transformer, x, timesteps, guidance, text, size)
-            noisy, velocity = in_host_memory(x), in_host_memory(v)
-            priors += [
-                Prior(prompt=prompt, size=size, noisy=noisy[i], timestep=now, until=then, velocity=velocity[i])
-                for i, prompt in enumerate(batch)
-            ]
-            x = x + (then - now) * v
+    for size, of_size in by_size.items():
+        for start in range(0, len(of_size), batch_size):
+            batch = of_size[start : start + batch_size]
+            priors += _batch(transformer, texts, batch, size, scheduler, generator, guidance, drawing_guidance, steps)
+    return priors
+
+
+def _batch(
+    transformer: FluxTransformer2DModel,
+    texts: Mapping[str, Text],
+    batch: Sequence[str],
+    size: tuple[int, int],
+    scheduler: Mapping[str, Any],
+    generator: torch.Generator,
+    guidance: float,
+    drawing_guidance: float,
+    steps: int,
+) -> list[Prior]:
+    """Every step of a batch of drawings of one size."""
+    device = next(transformer.parameters()).device
+    tokens, channels = size[0] * size[1] // 4, transformer.config.in_channels
+    times = flow.sigmas(steps, tokens, scheduler).tolist()
+    text = stack(texts, batch, device)
+    x = torch.randn(len(batch), tokens, channels, generator=generator).to(device, text["prompt_embeds"].dtype)
+    priors = []
+    for now, then in itertools.pairwise(times):
+        timesteps = torch.full((len(batch),), now, device=device)
+        kept = ahead = flow.velocity(transformer, x, timesteps, guidance, text, size)
+        if drawing_guidance != guidance:
+            ahead = flow.velocity(transformer, x, timesteps, drawing_guidance, text, size)
+        noisy, velocity = in_host_memory(x), in_host_memory(kept)
+        priors += [
+            Prior(prompt=prompt, size=size, noisy=noisy[i], timestep=now, until=then, velocity=velocity[i])
+            for i, prompt in enumerate(batch)
+        ]
+        x = x + (then - now) * ahead
     return priors

@@ -38,7 +38,7 @@ class Recipe:
     prior_prompts: int
     """How many preservation prompts there are."""
     prior_kinds: tuple[str, ...]
-    """What they ask for, in turn (`prior.prompts`)."""
+    """What they ask for, in turn (`prompts.apart`)."""
 
 
 _PRIOR_KINDS = ("captions", "captions", "things")

@@ -31,7 +31,7 @@ SCHEDULER = {"use_dynamic_shifting": False, "shift": 3.0}
 
 
 def _priors(transformer: FluxTransformer2DModel, texts: dict[str, Text]) -> list[Prior]:
-    return prior.draw(transformer, texts, ["a red house", "a VEK"], (4, 4), SCHEDULER, seed=1, steps=3)
+    return prior.draw(transformer, texts, ["a red house", "a VEK"], [(4, 4)] * 2, SCHEDULER, seed=1, steps=3)
 
 
 def _prior_loss(transformer: FluxTransformer2DModel, priors: list[Prior], texts: dict[str, Text]) -> torch.Tensor:

@@ -66,7 +66,7 @@ def test_recorded_steps_train_as_those_that_run(
     tiny_flux.requires_grad_(False).to(device)
     if checkpointing:
         tiny_flux.enable_gradient_checkpointing()
-    priors = prior.draw(tiny_flux, texts, ["a red house", "a VEK"], (4, 4), SCHEDULER, seed=1, steps=3)
+    priors = prior.draw(tiny_flux, texts, ["a red house", "a VEK"], [(4, 4)] * 2, SCHEDULER, seed=1, steps=3)
 
     def train(record: bool) -> tuple[list[torch.Tensor], list[float]]:
         transformer = copy.deepcopy(tiny_flux)

@@ -1,4 +1,4 @@
-"""The prompts for what the base draws by itself, and the drawing."""
+"""What the base draws by itself: the states that are kept, and their sizes."""
 
 import itertools
 
@@ -7,57 +7,16 @@ from diffusers import FluxTransformer2DModel
 
 from lora.flux import flow
 from lora.flux.encode import Text, stack
-from lora.training import prior, words
-
-KINDS = ("things", "made-up words", "captions")
-
-
-def test_no_prompt_has_the_trigger_word_and_the_users_captions_come_back_with_another() -> None:
-    captions = ["a TOK on a sofa", "tok. sleeping (TOK!)"]
-    prompts = prior.prompts(captions, "TOK", 90, 1, KINDS)
-    assert len(prompts) == 90
-    assert not [prompt for prompt in prompts if "tok" in prompt.casefold()]
-    assert any(prompt.endswith("on a sofa") for prompt in prompts)
-    assert any("in the style of" in prompt for prompt in prompts)
-    assert prompts == prior.prompts(captions, "TOK", 90, 1, KINDS)
-    assert prompts != prior.prompts(captions, "TOK", 90, 2, KINDS)
-
-
-def test_each_kind_of_prompt_is_what_it_says() -> None:
-    def asked(*kinds: str) -> list[str]:
-        return prior.prompts(["a TOK on a sofa"], "TOK", 40, seed=1, kinds=kinds)
-
-    known = {"a", "an", "on", "the", "left", "right", "at", "top", "bottom", "small", "large", "background", "sofa"}
-    known |= {*words.THINGS, *words.COLOURS}
-    assert all(set(prompt.split()) <= known for prompt in asked("things") + asked("captions of things"))
-    assert all(set(prompt.split()) - known for prompt in asked("made-up words") + asked("captions"))
-    assert all(prompt.endswith(" on a sofa") for prompt in asked("captions") + asked("captions of things"))
-
-
-def test_a_trigger_word_of_signs_is_replaced_as_it_stands() -> None:
-    for word in (r"\1", "a+b", "[x]", "(", "猫"):
-        prompts = prior.prompts([f"{word} in the sun"], word, 30, 0, KINDS)
-        assert not [prompt for prompt in prompts if word in prompt]
-        assert [prompt for prompt in prompts if prompt.endswith(" in the sun")]
-
-
-def test_a_trigger_word_inside_another_word_is_none_and_an_ordinary_one_stands_in_no_prompt() -> None:
-    prompts = prior.prompts(["an art museum at a starry party, by ART"], "art", 60, 0, KINDS)
-    mine = [prompt for prompt in prompts if "museum" in prompt]
-    assert len(mine) == 20
-    assert all(" museum at a starry party, by " in prompt and not prompt.endswith("ART") for prompt in mine)
-    for word in ("red", "Dog", "background"):
-        prompts = prior.prompts([f"a {word} here"], word, 300, 0, (*KINDS, "captions of things"))
-        assert not [prompt for prompt in prompts if word.casefold() in prompt.casefold().split()]
-        assert words.is_ordinary(word)
-    assert not words.is_ordinary("TOK")
+from lora.training import prior
 
 
 def test_each_step_kept_is_the_bases_own_prediction_where_the_drawing_stood(
     tiny_flux: FluxTransformer2DModel, texts: dict[str, Text]
 ) -> None:
     scheduler = {"use_dynamic_shifting": False, "shift": 3.0}
-    kept = prior.draw(tiny_flux, texts, ["a VEK"] * 3, (4, 4), scheduler, seed=1, guidance=3.5, steps=4, batch_size=2)
+    kept = prior.draw(
+        tiny_flux, texts, ["a VEK"] * 3, [(4, 4)] * 3, scheduler, seed=1, guidance=3.5, steps=4, batch_size=2
+    )
     assert len(kept) == 3 * 4
     for one, then in itertools.pairwise(sorted({(p.timestep, p.until) for p in kept}, reverse=True)):
         assert one[1] == then[0]
@@ -73,3 +32,26 @@ def test_each_step_kept_is_the_bases_own_prediction_where_the_drawing_stood(
     times = flow.sigmas(4, 4, scheduler).tolist()
     here, then = kept[0], next(p for p in kept[1:] if p.timestep < 1)
     torch.testing.assert_close(here.noisy + (times[1] - times[0]) * here.velocity, then.noisy)
+
+
+def test_most_drawings_have_the_smallest_resolution_and_a_few_the_largest_in_the_photographs_shapes() -> None:
+    sizes = [(64, 64), (48, 80), (96, 96), (72, 120), (128, 128), (96, 160)]
+    shared = prior.shared_out(sizes * 3, 48)
+    assert [shared.count(size) for size in sizes] == [16, 16, 6, 6, 2, 2]
+    assert prior.shared_out([(12, 12)], 5) == [(12, 12)] * 5
+    assert len(prior.shared_out(sizes[:4], 7)) == 7
+
+
+def test_a_drawing_may_go_by_another_guidance_than_that_of_the_velocities_that_are_kept(
+    tiny_flux: FluxTransformer2DModel, texts: dict[str, Text]
+) -> None:
+    scheduler = {"use_dynamic_shifting": False, "shift": 3.0}
+
+    def drawn(**guidance: float) -> list[prior.Prior]:
+        return prior.draw(tiny_flux, texts, ["a VEK"], [(4, 4)], scheduler, seed=1, steps=3, **guidance)
+
+    plain, other, all_other = drawn(), drawn(drawing_guidance=3.5), drawn(guidance=3.5)
+    torch.testing.assert_close(other[0].velocity, plain[0].velocity)
+    torch.testing.assert_close(other[1].noisy, all_other[1].noisy)
+    assert not torch.equal(other[1].noisy, plain[1].noisy)
+    assert not torch.equal(other[1].velocity, all_other[1].velocity)

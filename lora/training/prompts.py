@@ -1,0 +1,91 @@
+"""The prompts of prior preservation: what the LoRA must leave as the base has it. None has the trigger word.
+
+A LoRA that only ever sees its own pictures makes every prompt look like them. Where it spreads first is what is
+nearest: the captions under another word, words near the trigger word, the class noun (Ruiz et al. 2022, DreamBooth,
+arXiv:2208.12242), other people and things in ordinary pictures.
+"""
+
+import random
+from collections.abc import Sequence
+
+from lora.training.words import COLOURS, THINGS, made_up_word, near_words, whole_word
+
+NEAR = ("changed", "swapped", "added", "part")
+"""The ways of being near the trigger word that are held. Not the same word in another case: CLIP reads that as the
+trigger word itself."""
+NOUNS = ("person", "man", "woman", "child", "dog", "cat", "car", "house", "chair", "bottle")
+"""For natural prompts where the class noun is not known, or as another thing beside it."""
+NATURAL = (
+    *("a photo of a {noun}", "a portrait of a {noun}", "a {noun} in a park", "a close-up of a {noun}"),
+    *("a {noun} on a street at night", "a {noun} in soft window light", "a {noun} at the beach at sunset"),
+    *("a {noun} beside a {other}", "a {noun} and another {noun}", "two people and a {noun} in a room"),
+    *("a crowd of people in front of a {noun}", "a {noun} in the snow", "a {noun} seen from behind"),
+    *("a {noun} in a studio with a white background", "a black and white photo of a {noun}"),
+    *("a {noun} in a kitchen", "a {noun} in a forest with fog", "a {noun} under a red umbrella"),
+    *("an oil painting of a {noun}", "a watercolor of a {noun}", "a pencil drawing of a {noun}"),
+    *("a 3D render of a {noun}", "a {noun} in the style of a comic book", "a wooden toy {noun}"),
+    *("a {noun} on a magazine cover with the title NEWS", "a vintage film photo of a {noun} from the 1970s"),
+    *("a man reading a newspaper in a cafe", "two women laughing at a table", "an old woman with grey hair"),
+    *("a boy on a bicycle", "a family of four in a garden", "a bowl of fruit on a wooden table"),
+    *("a mountain lake in the morning", "a city street in the rain with neon signs", "a red sports car on a bridge"),
+    *("a dog running on grass", "a cat asleep on a sofa", "a bookshelf with plants", "a bedroom with a large window"),
+    *("an empty beach with waves", "a plate of pasta with basil", "a sign that reads OPEN"),
+)
+"""What people ask FLUX for: people, places, things, light, media. {noun} is the class noun, {other} another thing."""
+
+_PLACES = ("", "", "", " on the left", " on the right", " at the top", " at the bottom")
+_SIZES = ("", "", "", "small ", "large ")
+
+
+def apart(
+    captions: Sequence[str],
+    trigger_word: str,
+    count: int,
+    seed: int,
+    kinds: Sequence[str],
+    class_noun: str | None = None,
+) -> list[str]:
+    """`count` prompts without the trigger word, of each of `kinds` in turn.
+
+    "captions" are the user's own with a made-up word where the trigger word stood; "near" with a word near it; "noun"
+    with the class noun; "natural" are those of NATURAL; "things" and "made-up words" are in the toy base's language.
+    Where an ordinary word is the trigger word, a made-up one stands for it in all of them.
+    """
+    rng = random.Random(seed)
+    pattern = whole_word(trigger_word)
+    near = near_words(trigger_word, rng, count, NEAR)
+
+    def one(kind: str) -> str:
+        word = made_up_word(rng, trigger_word)
+        match kind:
+            case "captions":
+                return word.join(pattern.split(rng.choice(captions)))
+            case "near":
+                return (rng.choice(near) if near else word).join(pattern.split(rng.choice(captions)))
+            case "noun":
+                return (class_noun or rng.choice(THINGS)).join(pattern.split(rng.choice(captions)))
+            case "natural":
+                noun, other = class_noun or rng.choice(NOUNS), rng.choice(NOUNS)
+                said = rng.choice(NATURAL).format(noun=noun, other=other)
+                return said.replace(f"a {noun}", f"{_article(noun)} {noun}").replace(
+                    f"a {other}", f"{_article(other)} {other}"
+                )
+            case "things":
+                return _ordinary(rng)
+            case "made-up words":
+                return _ordinary(rng, thing=word) if rng.random() < 0.6 else f"{_ordinary(rng)}, in the style of {word}"
+        raise AssertionError(f"no kind of prompt: {kind!r}")
+
+    chosen = [one(kinds[i % len(kinds)]) for i in range(count)]
+    return [pattern.sub(lambda _: made_up_word(rng, trigger_word), prompt) for prompt in chosen]
+
+
+def _ordinary(rng: random.Random, thing: str | None = None) -> str:
+    colour, ground = rng.sample(COLOURS, 2)
+    noun = thing or f"{colour} {rng.choice(THINGS)}"
+    what = f"{rng.choice(_SIZES)}{noun}"
+    return f"{_article(what)} {what}{rng.choice(_PLACES)} on {_article(ground)} {ground} background"
+
+
+def _article(word: str) -> str:
+    return "an" if word[0].lower() in "aeiou" else "a"
