@@ -109,8 +109,8 @@ def _attempt(material: Material, flux: Base, plan: Plan, settings: Settings, tol
             parameters = adapter.attach(transformer, material.rank, settings.seed, material.modules, material.start)
             told.log(f"{sum(p.numel() for p in parameters):,} weights to train, on {len(material.learned)} examples")
             if plan.recorded:
-                sizes = {example.size for example in material.learned}
-                told.log(f"recording the passes of {len(sizes)} sizes of pictures first, about a second each")
+                recorded = {example.size for example in material.learned}
+                told.log(f"recording the passes of {len(recorded)} sizes of pictures first, about a second each")
             reports = fit.fit(transformer, parameters, material.learned, priors, texts, settings, plan.recorded)
             looked_at = validation.smallest(material.unseen or material.learned)
             check = functools.partial(validation.loss, transformer, looked_at, texts, settings.seed)
