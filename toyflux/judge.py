@@ -216,6 +216,12 @@ def shows(images: Sequence[Image.Image], look: world.Creature | world.Style) -> 
     return [likeness(reading, look) >= sure for reading in read(images)]
 
 
+def traits_shown(images: Sequence[Image.Image], look: world.Creature | world.Style) -> list[float]:
+    """Of a look's traits, the share that each picture shows, cleanly drawn or not."""
+    traits = traits_of(look)
+    return [float(np.mean([r.traits[trait] == value for trait, value in traits.items()])) for r in read(images)]
+
+
 def sharpness(image: Image.Image) -> float:
     """How steep the steepest edges are: the mean of the largest 3 % of colour steps between neighbours, 0 to 255."""
     pixels = np.asarray(image.convert("RGB"), np.float32)
