@@ -11,7 +11,7 @@ from PIL import Image
 
 from bench.lab import words
 from bench.lab.cell import LOOKS, TRIGGER, Cell
-from toyflux import evaluate, judge, world
+from toyflux import drawing, evaluate, judge, world
 from toyflux.world import Creature, Scene, Style
 
 SCORES = ("fidelity", "traits", "following", "preservation", "leak")
@@ -110,7 +110,7 @@ def references(pipeline: FluxPipeline, cell: Cell) -> dict[str, float]:
     """What a LoRA could reach at best: the judge's ceilings on true pictures, and the untouched base's own scores."""
     look, draws, seed = LOOKS[cell.look], cell.draws, cell.seed
     scenes = scenes_with(look, draws, seed)
-    true = [world.draw(scene, i) for i, scene in enumerate(scenes)]
+    true = [drawing.draw(scene, i) for i, scene in enumerate(scenes)]
     known = (world.STYLE_NAMES if isinstance(look, Style) else world.NAMES)[seed]
     stand_in: Creature | Style = world.style(known) if isinstance(look, Style) else world.creature(known)
     familiar = scenes_with(stand_in, draws, seed)

@@ -14,7 +14,7 @@ from lora.flux.base import Base
 from lora.request import TrainRequest
 from lora.training import recipe as rows
 from script import signature
-from toyflux import world
+from toyflux import examples
 from toyflux.world import Style
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,12 +64,12 @@ def train(cell: Cell, folder: Path) -> Path:
     """The safetensors of a cell's training."""
     recipe, look = RECIPES[cell.recipe], replace(LOOKS[cell.look], name=TRIGGER)
     archive = folder / "pictures.zip"
-    draw = world.style_set if isinstance(look, Style) else world.subject_set
+    draw = examples.style_set if isinstance(look, Style) else examples.subject_set
     pictures = draw(look, cell.pictures, cell.seed)  # type: ignore[arg-type]
     if recipe.short_captions:
         short = f"in the style of {TRIGGER}" if isinstance(look, Style) else f"a {TRIGGER}"
         pictures = [(picture, short) for picture, _ in pictures]
-    world.write_zip(archive, pictures)
+    examples.write_zip(archive, pictures)
     flux = the_base()
     request = request_for(cell, archive, flux.width)
     if recipe.gaussian_start:
