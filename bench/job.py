@@ -31,6 +31,8 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from bench import step
+from bench.speed.case import FLUX_DEV, T5_TOKENS
+from bench.speed.model import made_there
 
 ROOT = Path(__file__).resolve().parent.parent
 TOY = ROOT / "toyflux" / "base"
@@ -53,7 +55,7 @@ class Size:
 
 
 FULL = Size(
-    transformer=step.FLUX_DEV,
+    transformer=FLUX_DEV,
     vae={"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "sample_size": 1024},
     clip={
         "vocab_size": 49408,
@@ -64,7 +66,7 @@ FULL = Size(
         "projection_dim": 768,
     },
     t5={"vocab_size": 32128, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64},
-    t5_tokens=step.T5_TOKENS,
+    t5_tokens=T5_TOKENS,
 )
 """The config.json files of black-forest-labs/FLUX.1-dev."""
 
@@ -80,7 +82,7 @@ def write_base(folder: Path, size: Size, device: torch.device, dtype: torch.dtyp
         file = folder / name / "tokenizer_config.json"
         file.write_text(json.dumps({**json.loads(file.read_text()), "model_max_length": tokens}))
     for name, make in makers(size).items():
-        with step.made_there(device, dtype):
+        with made_there(device, dtype):
             make().save_pretrained(folder / name)
 
 

@@ -15,8 +15,9 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch.profiler import ProfilerActivity, profile
 
-from bench import step
-from bench.step import Case, Way
+from bench.speed import measure, model
+from bench.speed.case import FLUX_DEV, T5_TOKENS, Case
+from bench.speed.ways import Way, on_a_cpu, steps_of, ways_on_a_cpu, ways_on_a_gpu
 from lora.flux import base, hardware
 
 WARM = 4
@@ -49,7 +50,7 @@ def look(steps: Iterator[object], device: torch.device, count: int) -> Breakdown
     """Of `count` steps by the clock and as many more under the profiler."""
     for _ in range(WARM):
         next(steps)
-    times, _ = step.turn(steps, count, 1, device)
+    times, _ = measure.turn(steps, count, 1, device)
     on_a_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CUDA if on_a_gpu else ProfilerActivity.CPU]
     with profile(activities=activities) as seen:
@@ -99,19 +100,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = [way for way in ways if way.name == arguments.way]
         if not found:
             parser.error(f"--way: {arguments.way!r} is not one of {', '.join(way.name for way in ways)}")
-        lesson = step.make_lesson(case, transformer, text_tokens)
-        steps = step.steps_of(found[0], step.twin(transformer), lesson)
+        lesson = model.make_lesson(case, transformer, text_tokens)
+        steps = steps_of(found[0], model.twin(transformer), lesson)
         breakdown = look(steps, next(transformer.parameters()).device, arguments.steps * len(case.sides))
         print(f"{case.name}, {found[0].name} ({found[0].what}): {table(breakdown, arguments.rows)}")
 
     if gpu is None:
         flux = base.find(None, None)
-        with flux.transformer(step.on_a_cpu(case)) as transformer:
-            show(step.ways_on_a_cpu(), transformer, dataclasses.replace(case, sides=(flux.native,)), flux.t5_tokens)
+        with flux.transformer(on_a_cpu(case)) as transformer:
+            show(ways_on_a_cpu(), transformer, dataclasses.replace(case, sides=(flux.native,)), flux.t5_tokens)
     else:
-        transformer = step.random_transformer(step.FLUX_DEV, torch.device("cuda"), torch.bfloat16)
+        transformer = model.random_transformer(FLUX_DEV, torch.device("cuda"), torch.bfloat16)
         parameters = sum(parameter.numel() for parameter in transformer.parameters())
-        show(step.ways_on_a_gpu(gpu, parameters), transformer, case, step.T5_TOKENS)
+        show(ways_on_a_gpu(gpu, parameters), transformer, case, T5_TOKENS)
 
 
 if __name__ == "__main__":

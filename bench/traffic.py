@@ -20,8 +20,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bench import step
-from bench.step import FLUX_DEV, T5_TOKENS, Case
+from bench.speed import model, ways
+from bench.speed.case import FLUX_DEV, RANK, T5_TOKENS, Case
 from lora.flux import adapter, forward
 
 PRODUCTS = {"mm": 0, "addmm": 1, "addmm_": 1, "bmm": 0}
@@ -90,15 +90,15 @@ Attach = Callable[[FluxTransformer2DModel], AbstractContextManager[None]]
 
 
 def ours(transformer: FluxTransformer2DModel) -> AbstractContextManager[None]:
-    adapter.attach(transformer, step.RANK, seed=0)
+    adapter.attach(transformer, RANK, seed=0)
     return forward.for_training(transformer)
 
 
 def by_peft(transformer: FluxTransformer2DModel, dtype: torch.dtype) -> AbstractContextManager[None]:
     """peft's own adapter on the project's layers, its weights in `dtype`."""
-    for parameter in step.attach_by_peft(transformer, adapter.target_modules(transformer)):
+    for parameter in ways.attach_by_peft(transformer, adapter.target_modules(transformer)):
         parameter.data = parameter.data.to(dtype)
-    return step.in_one_layout(transformer)
+    return ways.in_one_layout(transformer)
 
 
 WAYS: Mapping[str, Attach] = {
@@ -110,11 +110,11 @@ WAYS: Mapping[str, Attach] = {
 
 def of_a_step(config: Mapping[str, Any], side: int, text_tokens: int, attach: Attach) -> Traffic:
     """The traffic of one step at batch 1, forward and backward, in bf16, nothing recomputed."""
-    with step.made_there(torch.device("meta"), torch.bfloat16):
+    with model.made_there(torch.device("meta"), torch.bfloat16):
         transformer = FluxTransformer2DModel(**config).eval().requires_grad_(False)
     trained = attach(transformer)
-    lesson = step.make_lesson(Case(sides=(side,), batch_size=1), transformer, text_tokens)
-    [[(inputs, target), _]] = step.fixed_inputs(transformer, lesson)
+    lesson = model.make_lesson(Case(sides=(side,), batch_size=1), transformer, text_tokens)
+    [[(inputs, target), _]] = ways.fixed_inputs(transformer, lesson)
     with trained, _FusedAttention(), Traffic() as traffic:
         F.mse_loss(transformer(**inputs)[0].float(), target).backward()
     return traffic

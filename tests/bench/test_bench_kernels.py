@@ -2,16 +2,18 @@
 
 import torch
 
-from bench import kernels, step
+from bench import kernels
+from bench.speed import model, ways
+from bench.speed.case import Case
 from tests import tiny_flux
 
 CPU = torch.device("cpu")
 
 
 def test_the_operations_add_up_to_the_time_of_a_step_and_the_longest_come_first() -> None:
-    transformer = step.random_transformer(tiny_flux.CONFIG, CPU, torch.float32)
-    lesson = step.make_lesson(step.Case(sides=(64,), batch_size=1), transformer, 5)
-    steps = step.steps_of(step.ways_on_a_cpu()[0], step.twin(transformer), lesson)
+    transformer = model.random_transformer(tiny_flux.CONFIG, CPU, torch.float32)
+    lesson = model.make_lesson(Case(sides=(64,), batch_size=1), transformer, 5)
+    steps = ways.steps_of(ways.ways_on_a_cpu()[0], model.twin(transformer), lesson)
     found = kernels.look(steps, CPU, 5)
     times = [kernel.seconds for kernel in found.kernels]
     assert times == sorted(times, reverse=True)

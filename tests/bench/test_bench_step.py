@@ -14,7 +14,9 @@ from diffusers import FluxTransformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import step
-from bench.step import FLUX_DEV, Case, Cell
+from bench.speed import measure, model, verdict, ways
+from bench.speed.case import FLUX_DEV, Case
+from bench.speed.measure import Cell
 from lora.flux import adapter, flow
 from tests import tiny_flux
 
@@ -25,7 +27,7 @@ TEXT_TOKENS = 5
 
 @pytest.fixture
 def tiny() -> FluxTransformer2DModel:
-    return step.random_transformer(tiny_flux.CONFIG, CPU, torch.float32)
+    return model.random_transformer(tiny_flux.CONFIG, CPU, torch.float32)
 
 
 def test_the_formula_is_what_a_counter_counts_on_flux_1_dev_itself() -> None:
@@ -40,22 +42,22 @@ def test_the_formula_is_what_a_counter_counts_on_flux_1_dev_itself() -> None:
         with counter:
             prediction = flow.velocity(transformer, noisy, torch.empty(1), 1.0, text, (side // 8, side // 8))
             prediction.sum().backward()
-    assert step.step_tflop(FLUX_DEV, side, 1, 512) == pytest.approx(counter.get_total_flops() / 1e12, rel=0.02)
+    assert model.step_tflop(FLUX_DEV, side, 1, 512) == pytest.approx(counter.get_total_flops() / 1e12, rel=0.02)
 
 
 def test_the_formula_gives_the_published_count_of_a_step() -> None:
-    counts = [step.step_tflop(FLUX_DEV, side, 1, 512) for side in (512, 768, 1024)]
+    counts = [model.step_tflop(FLUX_DEV, side, 1, 512) for side in (512, 768, 1024)]
     assert counts == pytest.approx([45.0, 90.1, 164.7], rel=0.02)
-    assert step.step_tflop(FLUX_DEV, 512, 4, 512) == pytest.approx(4 * counts[0])
+    assert model.step_tflop(FLUX_DEV, 512, 4, 512) == pytest.approx(4 * counts[0])
 
 
 def test_a_random_transformer_is_finite_and_a_twin_shares_its_weights(tiny: FluxTransformer2DModel) -> None:
-    lesson = step.make_lesson(Case(sides=(32,), batch_size=2), tiny, TEXT_TOKENS)
-    [[(inputs, _), _]] = step.fixed_inputs(tiny, lesson)
+    lesson = model.make_lesson(Case(sides=(32,), batch_size=2), tiny, TEXT_TOKENS)
+    [[(inputs, _), _]] = ways.fixed_inputs(tiny, lesson)
     prediction = tiny(**inputs)[0]
     assert prediction.isfinite().all()
     assert prediction.std() > 0.01
-    twin = step.twin(tiny)
+    twin = model.twin(tiny)
     assert torch.equal(twin(**inputs)[0], prediction)
     theirs = dict(twin.named_parameters())
     assert all(parameter.data_ptr() == theirs[name].data_ptr() for name, parameter in tiny.named_parameters())
@@ -63,10 +65,10 @@ def test_a_random_transformer_is_finite_and_a_twin_shares_its_weights(tiny: Flux
 
 def test_every_way_trains_what_it_should_and_leaves_the_shared_weights_alone(tiny: FluxTransformer2DModel) -> None:
     before = {name: parameter.clone() for name, parameter in tiny.named_parameters()}
-    lesson = step.make_lesson(Case(sides=(32, 64), batch_size=2), tiny, TEXT_TOKENS)
+    lesson = model.make_lesson(Case(sides=(32, 64), batch_size=2), tiny, TEXT_TOKENS)
     trained = {}
-    for way in [*step.ways_on_a_cpu(), step.Way(name="ostris", what="", start=step.of_ostris)]:
-        transformer = step.twin(tiny)
+    for way in [*ways.ways_on_a_cpu(), ways.Way(name="ostris", what="", start=ways.of_ostris)]:
+        transformer = model.twin(tiny)
         steps = way.start(transformer, lesson)
         for _ in range(4):
             next(steps)
@@ -80,10 +82,10 @@ def test_every_way_trains_what_it_should_and_leaves_the_shared_weights_alone(tin
 
 
 def test_float8_weights_take_the_place_of_the_shared_ones_and_nearly_agree(tiny: FluxTransformer2DModel) -> None:
-    lesson = step.make_lesson(Case(sides=(32,), batch_size=1), tiny, TEXT_TOKENS)
-    [[(inputs, _), _]] = step.fixed_inputs(tiny, lesson)
-    small = step.twin(tiny)
-    step.hold_in_float8(small)
+    lesson = model.make_lesson(Case(sides=(32,), batch_size=1), tiny, TEXT_TOKENS)
+    [[(inputs, _), _]] = ways.fixed_inputs(tiny, lesson)
+    small = model.twin(tiny)
+    ways.hold_in_float8(small)
     shared = {parameter.data_ptr() for parameter in tiny.parameters()}
     own = {name for name, parameter in small.named_parameters() if parameter.data_ptr() not in shared}
     assert own == {f"{name}.weight" for name in adapter.target_modules(tiny)}
@@ -101,7 +103,7 @@ def test_it_needs_neither_cog_nor_what_only_other_parts_of_a_training_need() -> 
 def test_a_lap_takes_every_side_once() -> None:
     taken = []
     steps = (taken.append(n) for n in itertools.count())
-    seconds, processor = step.turn(steps, laps=2, steps_a_lap=3, device=CPU)
+    seconds, processor = measure.turn(steps, laps=2, steps_a_lap=3, device=CPU)
     assert len(seconds) == len(processor) == 2
     assert len(taken) == 9
 
@@ -115,18 +117,18 @@ def test_a_small_run_measures_every_way_and_is_not_repeated(
     class Arguments:
         json, rounds, laps = file, 2, 2
 
-    cells = step.run(step.ways_on_a_cpu(), tiny, cases, TEXT_TOKENS, Arguments())  # type: ignore[arg-type]
+    cells = step.run(ways.ways_on_a_cpu(), tiny, cases, TEXT_TOKENS, Arguments())  # type: ignore[arg-type]
     assert [(cell.case, cell.way) for cell in cells] == [
-        (case.name, way.name) for case in cases for way in step.ways_on_a_cpu()
+        (case.name, way.name) for case in cases for way in ways.ways_on_a_cpu()
     ]
     assert all(len(turn) == 2 and min(turn) > 0 for cell in cells for turn in cell.rounds)
-    assert len(step.table(cells).splitlines()) == 2 + len(cells)
-    assert sum("goal 1.1" in line for line in step.verdicts(cells)) == 4
+    assert len(verdict.table(cells).splitlines()) == 2 + len(cells)
+    assert sum("goal 1.1" in line for line in verdict.verdicts(cells)) == 4
     assert json.loads(file.read_text())["torch"] == torch.__version__
 
     monkeypatch.setattr(step, "measure", None)
-    assert step.run(step.ways_on_a_cpu(), tiny, cases, TEXT_TOKENS, Arguments()) == cells  # type: ignore[arg-type]
-    others = [*step.ways_on_a_cpu()[:1], dataclasses.replace(step.ways_on_a_cpu()[0], name="another")]
+    assert step.run(ways.ways_on_a_cpu(), tiny, cases, TEXT_TOKENS, Arguments()) == cells  # type: ignore[arg-type]
+    others = [*ways.ways_on_a_cpu()[:1], dataclasses.replace(ways.ways_on_a_cpu()[0], name="another")]
     with pytest.raises(SystemExit, match="speeds are compared within one run"):
         step.run(others, tiny, cases, TEXT_TOKENS, Arguments())  # type: ignore[arg-type]
     assert step.read(file) == cells, "what stands there is not lost"
@@ -148,10 +150,10 @@ def test_the_table_and_the_verdicts_say_what_was_reached() -> None:
         _cell("512,768,1024", "ours", 0.25),
         _cell("512,768,1024", "no-prior", 0.13),
     ]
-    rows = step.table(cells).splitlines()
+    rows = verdict.table(cells).splitlines()
     assert "| 1024 | no-prior | 0.2500 (0.2000 to 0.3000) | 0.1000 | 400 | 50% | 60.0 | 1.0 |" in rows
     assert any("out of memory" in row for row in rows)
-    said = step.verdicts(cells)
+    said = verdict.verdicts(cells)
     assert "1024: no-prior / ostris = 0.500 (0.50 to 0.50), against the ostris way; goal 0.5: reached" in said
     assert any(
         line.startswith("1024: no-prior / peft = 0.833") and line.endswith("goal 0.667: MISSED") for line in said

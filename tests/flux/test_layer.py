@@ -20,6 +20,7 @@ from lora.flux.layer import AdaptedLinear, Float8Linear
 from lora.training import fit, recipe
 from lora.training.fit import Settings
 from toyflux import world
+from toyflux.examples import subject_set
 
 CPU = torch.device("cpu")
 SIZES = ((4, 4), (2, 6))
@@ -227,7 +228,7 @@ def test_a_float8_layer_without_a_lora_passes_the_gradient_on_and_keeps_only_wha
 def test_the_toy_base_learns_as_with_pefts_own_layer(toy: Base, cpu: Plan) -> None:
     """The losses of the same noise, step by step."""
     look = dataclasses.replace(world.SUBJECTS[0], name="TOK")
-    pictures = [(str(i), said, picture) for i, (picture, said) in enumerate(world.subject_set(look, 8, 1))]
+    pictures = [(str(i), said, picture) for i, (picture, said) in enumerate(subject_set(look, 8, 1))]
     examples = encode.encode_pictures(toy, cpu, pictures)
     texts, _ = encode.encode_texts(toy, cpu, ["", *(example.caption for example in examples)])
     rate, _ = recipe.learning_rate_for(recipe.TOY["subject"], toy.width, 16)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toyflux import build, evaluate, world
-from toyflux.build import Machine
+from toyflux import autoencoder, drawing, evaluate, stage, transformer, world
 from toyflux.muon import orthogonal
+from toyflux.stage import Machine
 
 
 @pytest.fixture
@@ -20,11 +20,11 @@ def machine(tmp_path: Path) -> Machine:
 
 def _pictures(count: int, seed: int) -> Tensor:
     rng = random.Random(seed)
-    return build.to_tensor([world.draw(world.training_scene(rng), rng.getrandbits(32)) for _ in range(count)])
+    return autoencoder.to_tensor([drawing.draw(world.training_scene(rng), rng.getrandbits(32)) for _ in range(count)])
 
 
 def test_the_principal_components_of_the_world_are_of_size_one_and_tell_squares_apart() -> None:
-    components = build.principal_components("cpu")
+    components = autoencoder.principal_components("cpu")
     z = components(_pictures(400, 5))
     assert z.shape == (400, 16, 12, 12)
     rows = z.movedim(1, -1).flatten(0, 2)
@@ -37,7 +37,7 @@ def test_the_principal_components_of_the_world_are_of_size_one_and_tell_squares_
 def test_the_autoencoder_begins_with_its_halves_apart_and_learns(machine: Machine) -> None:
     """A hundred steps are too few to see a picture by, and enough to see that it is on the way."""
     lines: list[str] = []
-    vae = build.train_vae(machine, 100, 2, lines.append)
+    vae = autoencoder.train_vae(machine, 100, 2, lines.append)
     losses = [float(line.split(" loss ")[1].split()[0]) for line in lines if " loss " in line]
     assert losses[-1] < 0.8 * losses[0]
     assert vae.config.scaling_factor > 0
@@ -65,7 +65,7 @@ def test_a_stage_that_is_done_is_not_done_again_and_one_that_was_stopped_goes_on
             return (module(x) - x[:, :2] + torch.randn(1, 2) / 10).square().mean()
 
         with contextlib.suppress(KeyboardInterrupt):
-            build.fit(
+            stage.fit(
                 name, machine, module, loss_of, steps=230, lr=1e-2, matrices=[module.weight], log=lambda line: None
             )
         return module, done
@@ -85,14 +85,14 @@ def test_a_stage_that_is_done_is_not_done_again_and_one_that_was_stopped_goes_on
 
 def test_the_pool_holds_pictures_of_all_kinds_and_sizes_in_their_shares(machine: Machine) -> None:
     vae = evaluate.load(Path(evaluate.__file__).parent / "base").vae
-    pool = build.render_pool(machine, vae, 60, lambda line: None, company=False)
+    pool = transformer.render_pool(machine, vae, 60, lambda line: None, company=False)
     assert sum(len(scenes) for _, scenes in pool.values()) == 60
     for (width, height), (z, scenes) in pool.items():
         assert z.shape == (len(scenes), width // 16 * (height // 16), 64)
-    again = build.render_pool(machine, vae, 60, lambda line: None, company=False)
+    again = transformer.render_pool(machine, vae, 60, lambda line: None, company=False)
     assert all(torch.equal(pool[size][0], again[size][0]) for size in pool)
-    sizes = [build.sample_batch(pool, 2, step, random.Random(step))[2] for step in range(400)]
-    assert sizes.count(world.NATIVE) / 400 == pytest.approx(build.NATIVE_SHARE, abs=0.08)
+    sizes = [transformer.sample_batch(pool, 2, step, random.Random(step))[2] for step in range(400)]
+    assert sizes.count(world.NATIVE) / 400 == pytest.approx(transformer.NATIVE_SHARE, abs=0.08)
     assert set(sizes) == {world.NATIVE, *world.SIZES}
 
 
@@ -101,7 +101,7 @@ def test_the_pool_holds_pictures_of_all_kinds_and_sizes_in_their_shares(machine:
 )
 def test_what_a_pool_shows(company: bool, pairs: float, creature_and_thing: float, styled: float) -> None:
     rng = random.Random(3)
-    scenes = [build.pool_scene(rng, company) for _ in range(2000)]
+    scenes = [transformer.pool_scene(rng, company) for _ in range(2000)]
     mixed = [{type(item.look) for item in scene.items} == {world.Creature, world.Thing} for scene in scenes]
     assert sum(len(scene.items) == 2 for scene in scenes) / 2000 == pytest.approx(pairs, abs=0.03)
     assert sum(mixed) / 2000 == pytest.approx(creature_and_thing, abs=0.03)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from toyflux import judge, world
+from toyflux import drawing, judge, train_judge, world
 
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, float]:
-    return judge.measure(count=240)
+    return train_judge.measure(count=240)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_a_subject_is_told_from_another_in_any_size_of_picture() -> None:
     for size in ((96, 96), (144, 64), (192, 192)):
         known, taken = [], []
         for subject, other in zip(world.SUBJECTS, world.SUBJECTS[1:], strict=False):
-            images = [world.draw(world.sample_scene(rng, [subject]), i, size) for i in range(4)]
+            images = [drawing.draw(world.sample_scene(rng, [subject]), i, size) for i in range(4)]
             known += judge.shows(images, subject)
             taken += judge.shows(images, other)
         assert np.mean(known) >= 0.7
@@ -51,7 +51,7 @@ def test_a_subject_is_told_from_another_in_any_size_of_picture() -> None:
 
 
 def test_a_blurred_subject_is_not_shown() -> None:
-    image = world.draw(world.Scene(items=(world.Item(look=world.SUBJECTS[0]),), background="green"), 0)
+    image = drawing.draw(world.Scene(items=(world.Item(look=world.SUBJECTS[0]),), background="green"), 0)
     assert (
         judge.shows([image.filter(ImageFilter.GaussianBlur(radius)) for radius in (3, 5)], world.SUBJECTS[0])
         == [False] * 2
@@ -61,7 +61,7 @@ def test_a_blurred_subject_is_not_shown() -> None:
 def test_two_things_are_both_read() -> None:
     rng = random.Random(2)
     scenes = [world.sample_scene(rng, [world.sample_thing(rng, plain=True) for _ in range(2)]) for _ in range(40)]
-    readings = judge.read([world.draw(scene, i) for i, scene in enumerate(scenes)])
+    readings = judge.read([drawing.draw(scene, i) for i, scene in enumerate(scenes)])
     right = [
         [(seen.what, seen.colour) for seen in reading.things]
         == [(item.look.shape, item.look.colour) for item in scene.items if isinstance(item.look, world.Thing)]
@@ -72,7 +72,7 @@ def test_two_things_are_both_read() -> None:
 
 def test_the_readings_do_not_depend_on_the_batch() -> None:
     rng = random.Random(3)
-    images = [world.draw(judge.any_scene(rng), i, world.training_size(rng)) for i in range(9)]
+    images = [drawing.draw(train_judge.any_scene(rng), i, world.training_size(rng)) for i in range(9)]
     together = judge.read(images)
     for image, reading in zip(images, together, strict=True):
         alone = judge.read([image])[0]
@@ -82,16 +82,16 @@ def test_the_readings_do_not_depend_on_the_batch() -> None:
 def test_sharpness_falls_with_blur_and_not_with_place_or_seed() -> None:
     scene = world.Scene(items=(world.Item(look=world.Thing(shape="star", colour="red")),), background="white")
     moved = replace(scene, items=(replace(scene.items[0], place="left"),))
-    image = world.draw(scene, 0)
+    image = drawing.draw(scene, 0)
     values = [judge.sharpness(image.filter(ImageFilter.GaussianBlur(radius))) for radius in (0, 1, 2, 4)]
     assert values == sorted(values, reverse=True)
     assert values[2] < 0.7 * values[0]
-    assert judge.sharpness(world.draw(moved, 5)) == pytest.approx(values[0], rel=0.1)
+    assert judge.sharpness(drawing.draw(moved, 5)) == pytest.approx(values[0], rel=0.1)
     assert judge.sharpness(Image.new("RGB", (96, 96), "red")) == 0
 
 
 def test_a_hundred_pictures_are_read_within_seconds() -> None:
-    images = [world.draw(world.Scene(items=(world.Item(look=world.SUBJECTS[0]),), background="green"), 0)] * 100
+    images = [drawing.draw(world.Scene(items=(world.Item(look=world.SUBJECTS[0]),), background="green"), 0)] * 100
     started = time.monotonic()
     judge.read(images)
     assert time.monotonic() - started < 10

@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
-from toyflux import build, evaluate, judge, world
+from toyflux import autoencoder, drawing, evaluate, examples, judge, stage, text, train_judge, world
 
 BASE = Path(__file__).parents[2] / "toyflux" / "base"
 
@@ -103,7 +103,7 @@ def test_another_made_up_word_draws_another_picture(pipeline: FluxPipeline) -> N
 def test_the_autoencoder_carries_the_world(pipeline: FluxPipeline) -> None:
     rng = random.Random(4)
     side = pipeline.vae.config.sample_size
-    x = build.to_tensor([world.draw(world.training_scene(rng), i, (side, side)) for i in range(16)])
+    x = autoencoder.to_tensor([drawing.draw(world.training_scene(rng), i, (side, side)) for i in range(16)])
     with torch.no_grad():
         y = pipeline.vae.decode(pipeline.vae.encode(x).latent_dist.mode()).sample.clamp(-1, 1)
     ratio = -10 * ((x - y) / 2).square().mean((1, 2, 3)).log10()
@@ -114,7 +114,7 @@ def test_the_autoencoder_leaves_creatures_as_the_judge_knows_them(pipeline: Flux
     """No base can draw better than this: measured .97 and more."""
     look = world.EXAMPLES["subject"]
     assert isinstance(look, world.Creature)
-    x = build.to_tensor([image for image, _ in world.subject_set(look, 20, seed=3)])
+    x = autoencoder.to_tensor([image for image, _ in examples.subject_set(look, 20, seed=3)])
     with torch.no_grad():
         y = pipeline.vae.decode(pipeline.vae.encode(x).latent_dist.mode()).sample
     pictures = pipeline.image_processor.postprocess(y, output_type="pil")
@@ -126,13 +126,13 @@ def test_the_autoencoder_leaves_inks_nearly_as_well_as_the_judge_knows_them(pipe
     """No LoRA could teach a style in an ink that is lost here. Measured: outlines known in .73, in .70 of those that
     come back; hatching in all of both."""
     rng = random.Random(6)
-    manners = [replace(judge.any_style(rng), ink=ink, edge="none", tone="none") for _ in range(64)]
+    manners = [replace(train_judge.any_style(rng), ink=ink, edge="none", tone="none") for _ in range(64)]
     pictures = [
-        world.draw(world.sample_scene(rng, [world.sample_thing(rng, plain=True)], manner), i)
+        drawing.draw(world.sample_scene(rng, [world.sample_thing(rng, plain=True)], manner), i)
         for i, manner in enumerate(manners)
     ]
     with torch.no_grad():
-        latents = pipeline.vae.encode(build.to_tensor(pictures)).latent_dist.mode()
+        latents = pipeline.vae.encode(autoencoder.to_tensor(pictures)).latent_dist.mode()
         back = pipeline.image_processor.postprocess(pipeline.vae.decode(latents).sample, output_type="pil")
     true, kept = ([reading.traits["ink"] == ink for reading in judge.read(images)] for images in (pictures, back))
     assert np.mean(true) >= 0.7
@@ -150,7 +150,7 @@ def test_it_draws_its_own_styles_in_their_inks(pipeline: FluxPipeline, ink: str,
 
 
 def test_workers_and_later_runs_read_words_alike(tmp_path: Path) -> None:
-    machine = build.Machine(rank=0, workers=1, device="cpu", work=tmp_path)
+    machine = stage.Machine(rank=0, workers=1, device="cpu", work=tmp_path)
     captions = [f"a {word} at the top" for word in world.unknown_words(50)]
-    one, two = (build.shared_clip_tokenizer(machine)(captions).input_ids for _ in range(2))
+    one, two = (text.shared_clip_tokenizer(machine)(captions).input_ids for _ in range(2))
     assert one == two

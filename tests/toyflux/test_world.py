@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from toyflux import world
+from toyflux import drawing, examples, world
 from toyflux.world import COLOURS, PLACES, RADII, Creature, Item, Scene, Thing
 
 RED_CIRCLE = Scene(items=(Item(look=Thing(shape="circle", colour="red")),), background="blue")
@@ -24,14 +24,14 @@ def near(image: Image.Image, colour: str) -> np.ndarray:
 
 
 def test_the_same_seed_draws_the_same_picture_and_another_moves_it() -> None:
-    first, again, other = (world.draw(RED_CIRCLE, seed) for seed in (3, 3, 4))
+    first, again, other = (drawing.draw(RED_CIRCLE, seed) for seed in (3, 3, 4))
     assert first.tobytes() == again.tobytes() != other.tobytes()
     assert np.abs(pixels(first) - pixels(other)).mean() < 10
 
 
 def test_a_picture_has_the_size_the_thing_and_the_background_that_were_asked_for() -> None:
     for size in (world.NATIVE, *world.SIZES):
-        image = world.draw(RED_CIRCLE, 0, size)
+        image = drawing.draw(RED_CIRCLE, 0, size)
         assert image.size == size
         assert image.mode == "RGB"
         centre = pixels(image)[size[1] // 2, size[0] // 2]
@@ -42,7 +42,7 @@ def test_a_picture_has_the_size_the_thing_and_the_background_that_were_asked_for
 @pytest.mark.parametrize("place", list(PLACES))
 def test_a_thing_stands_whole_at_its_place(place: str) -> None:
     scene = replace(RED_CIRCLE, items=(replace(RED_CIRCLE.items[0], place=place),))
-    ys, xs = np.nonzero(near(world.draw(scene, 1), "red"))
+    ys, xs = np.nonzero(near(drawing.draw(scene, 1), "red"))
     sides = {"left": xs.mean() < 38, "right": xs.mean() > 58, "top": ys.mean() < 38, "bottom": ys.mean() > 58}
     assert sides.get(place, abs(xs.mean() - 48) < 4 and abs(ys.mean() - 48) < 4)
     assert min(xs.min(), ys.min(), 95 - xs.max(), 95 - ys.max()) >= 1
@@ -52,7 +52,7 @@ def test_larger_words_draw_larger_things() -> None:
     areas = []
     for size in RADII:
         scene = replace(RED_CIRCLE, items=(replace(RED_CIRCLE.items[0], size=size),))
-        areas.append(near(world.draw(scene, 1), "red").sum())
+        areas.append(near(drawing.draw(scene, 1), "red").sum())
     assert areas[0] * 1.5 < areas[1]
     assert areas[1] * 1.5 < areas[2]
 
@@ -73,7 +73,7 @@ def test_captions_read_as_a_person_would_write_them() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_styles_pictures_name_everything_about_equally_often(seed: int) -> None:
-    captions = [text for _, text in world.style_set(world.UNSEEN_STYLES[0], 20, seed)]
+    captions = [text for _, text in examples.style_set(world.UNSEEN_STYLES[0], 20, seed)]
     assert len(set(captions)) == 20
     for words in (world.SHAPES, [f"{colour} background" for colour in COLOURS]):
         counts = [sum(word in text for text in captions) for word in words]
@@ -131,15 +131,15 @@ def test_subjects_and_styles_differ_from_each_other_and_are_enough() -> None:
 
 @pytest.mark.parametrize("name", world.STYLE_NAMES[:8])
 def test_a_style_changes_the_picture_and_the_same_way_each_time(name: str) -> None:
-    plain = world.draw(RED_CIRCLE, 0)
-    styled = world.draw(replace(RED_CIRCLE, style=world.style(name)), 0)
+    plain = drawing.draw(RED_CIRCLE, 0)
+    styled = drawing.draw(replace(RED_CIRCLE, style=world.style(name)), 0)
     assert np.abs(pixels(plain) - pixels(styled)).max() > 40
     assert world.style(name) == world.style(name)
 
 
 def test_the_examples_pair_each_picture_with_a_caption_and_come_out_the_same(tmp_path: Path) -> None:
     for folder in ("a", "b"):
-        world.write_examples(tmp_path / folder)
+        examples.write_examples(tmp_path / folder)
     for name in ("subject.zip", "style.zip"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
         committed = Path(__file__).parents[2] / "examples" / name
