@@ -82,7 +82,8 @@ class Encoded:
 
     material: Material
     thumbnails: Mapping[str, bytes]
-    held_out: str | None
+    decided: Decided
+    """With what was decided meanwhile."""
 
 
 def run(
@@ -216,9 +217,12 @@ def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
         asked = preview.prompts(request.trigger_word, request.lora_type, noun, flux.native, own)
         count = settings.prior_prompts if settings.prior_ratio else 0
         apart = prompts.apart(spoken, request.trigger_word, count, settings.seed, settings.prior_kinds, noun)
-        texts, cut = encode.encode_texts(flux, decided.plan, ["", *spoken, *asked, *apart])
-        for prompt in (prompt for prompt in cut if prompt in spoken or prompt in asked):
-            log(f"{WARNING}the base reads {flux.t5_tokens} tokens, so the end is lost of: {prompt}")
+        counted = {prompt: gathered.rules.t5.count(prompt) for prompt in dict.fromkeys(["", *spoken, *asked, *apart])}
+        tokens, why_tokens = encode.text_length(counted.values(), flux.t5_tokens)
+        log(f"text: {tokens} tokens, {why_tokens}")
+        for prompt in (prompt for prompt in counted if counted[prompt] > tokens and prompt in {*spoken, *asked}):
+            log(f"{WARNING}the base reads {tokens} tokens, so the end is lost of: {prompt}")
+        texts = encode.encode_texts(flux, decided.plan, counted, tokens)
     material = Material(
         modules=gathered.modules,
         rank=request.lora_rank,
@@ -231,7 +235,10 @@ def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
         apart=apart,
         start=gathered.start,
     )
-    return Encoded(material=material, thumbnails=thumbnails, held_out=held_out)
+    decided = dataclasses.replace(
+        decided, held_out=held_out, text_tokens=tokens, reasons={**decided.reasons, "text_tokens": why_tokens}
+    )
+    return Encoded(material=material, thumbnails=thumbnails, decided=decided)
 
 
 def pack(
@@ -240,11 +247,7 @@ def pack(
     """Writes weights, captions, report and record into the tar; uploads the LoRA where that was asked for."""
     request, found, work = desk.request, gathered.found, desk.work
     decided = dataclasses.replace(
-        gathered.decided,
-        plan=learned.plan,
-        settings=learned.settings,
-        held_out=encoded.held_out,
-        weights_of_step=learned.step,
+        encoded.decided, plan=learned.plan, settings=learned.settings, weights_of_step=learned.step
     ).record()
     lora = work / "lora.safetensors"
     members = {WEIGHTS_MEMBER: lora, "request.json": work / "request.json"}
@@ -258,7 +261,7 @@ def pack(
                 source=own.source,
                 note=own.note,
                 thumbnail=encoded.thumbnails[name],
-                held_out=name == encoded.held_out,
+                held_out=name == encoded.decided.held_out,
             )
             for name, own in captioned.captions.items()
         ]
@@ -267,7 +270,7 @@ def pack(
     published = None
     if request.hf_repo_id:
         with desk.stage("uploading"):
-            token, trained_on = desk.secrets.hf_token or "", len(found) - (encoded.held_out is not None)
+            token, trained_on = desk.secrets.hf_token or "", len(found) - (encoded.decided.held_out is not None)
             published = hub.publish(request, token, decided, lora, learned.previews, trained_on, desk.log)
     written = record.request_json(request, decided, gathered.data, published)
     members["request.json"].write_text(written, encoding="utf-8")

@@ -74,6 +74,7 @@ def test_the_variables_are_ones_that_cog_lets_a_model_set(config):
         names.append(name)
     assert len(names) == len(set(names))
     assert "FLUX_BASE" in names, "without it the container would train the toy base"
+    assert "GOMP_SPINCOUNT=1000" in config["environment"], "as in script/python, or a busy host looks hung"
 
 
 def test_the_image_takes_what_the_model_runs_on_and_nothing_that_a_user_lays_beside_it():

@@ -53,7 +53,6 @@ RECIPES = {
         settings={"held": 1.0, "uniform_share": 1.0, "guidance": 3.5},
         gaussian_start=True,
     ),
-    "preservation of 0.03": Recipe(inputs={"preservation": "off"3}),
     **{f"preservation of {ratio:g}": Recipe(settings={"prior_ratio": ratio}) for ratio in (0.25, 0.5, 1.0, 1.5, 3.0)},
     "preservation every step": Recipe(settings={"prior_every": 1}),
     "preservation every third step": Recipe(settings={"prior_every": 3}),

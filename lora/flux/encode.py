@@ -20,6 +20,10 @@ from lora.flux.hardware import Plan
 PROMPTS_AT_ONCE = 8
 """Through the text encoders: one by one, a hundred prompts wait for the launching of kernels."""
 
+TEXT_LENGTHS = (256, 384, 512)
+"""T5 tokens to choose from, where the base reads more than the first. 256 is what Black Forest Labs' FLUX.1-schnell and
+ComfyUI pad to at the least; every attention and every product of a step counts the padding too."""
+
 Text = dict[str, Tensor]
 """`prompt_embeds` (T, D) from T5 and `pooled` (P,) from CLIP, of one prompt."""
 
@@ -60,25 +64,30 @@ def encode_pictures(base: Base, plan: Plan, pictures: Iterable[tuple[str, str, I
     return examples
 
 
-@torch.no_grad()
-def encode_texts(base: Base, plan: Plan, prompts: Iterable[str]) -> tuple[dict[str, Text], list[str]]:
-    """Every distinct prompt, encoded by diffusers' own `FluxPipeline.encode_prompt`; and the prompts cut at the end.
+def text_length(counts: Iterable[int], limit: int) -> tuple[int, str]:
+    """How many T5 tokens every text is padded to, and why: the shortest of TEXT_LENGTHS that holds prompts of so many
+    tokens, and never more than the base's own `limit`."""
+    most = max(counts, default=0)
+    fitting = [length for length in TEXT_LENGTHS if most <= length < limit]
+    if not fitting:
+        return limit, f"as the base reads; the longest prompt has {most}"
+    return fitting[0], f"the longest prompt has {most}; the base reads {limit}, but padding takes time in every step"
 
-    A prompt is cut where it has more T5 tokens than the base's text length.
-    """
+
+@torch.no_grad()
+def encode_texts(base: Base, plan: Plan, prompts: Iterable[str], tokens: int) -> dict[str, Text]:
+    """Every distinct prompt, padded or cut to `tokens` of T5, by diffusers' own `FluxPipeline.encode_prompt`."""
     wanted = list(dict.fromkeys(prompts))
-    texts, cut = {}, []
+    texts = {}
     with base.text(plan) as pipeline:
         for start in range(0, len(wanted), PROMPTS_AT_ONCE):
             batch = wanted[start : start + PROMPTS_AT_ONCE]
             embeds, pooled, _ = pipeline.encode_prompt(
-                prompt=batch, prompt_2=None, device=plan.device, max_sequence_length=base.t5_tokens
+                prompt=batch, prompt_2=None, device=plan.device, max_sequence_length=tokens
             )
-            for i, (prompt, tokens) in enumerate(zip(batch, pipeline.tokenizer_2(batch).input_ids, strict=True)):
+            for i, prompt in enumerate(batch):
                 texts[prompt] = {"prompt_embeds": in_host_memory(embeds[i]), "pooled": in_host_memory(pooled[i])}
-                if len(tokens) > base.t5_tokens:
-                    cut.append(prompt)
-    return texts, cut
+    return texts
 
 
 def in_host_memory(tensor: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from lora.flux import layer, rotary
+from lora.flux.attention import attention
 
 
 @contextlib.contextmanager
@@ -101,7 +102,7 @@ def _double(block: FluxTransformerBlock, text: Tensor, image: Tensor, vector: Te
     image_q, image_k, image_v = map(heads, layer.outputs(_norm(image, of_image[1], of_image[0]), layers))
     q = rotary.turned([(text_q, attn.norm_added_q), (image_q, attn.norm_q)], turn)
     k = rotary.turned([(text_k, attn.norm_added_k), (image_k, attn.norm_k)], turn)
-    attended = _attention(q, k, torch.cat([text_v, image_v], dim=1))
+    attended = attention(q, k, torch.cat([text_v, image_v], dim=1))
     text_attended, image_attended = attended.split((text.shape[1], image.shape[1]), dim=1)
     results = []
     for state, (_, _, gate, shift, scale, last_gate), projected, mlp in (
@@ -121,7 +122,7 @@ def _single(block: FluxSingleTransformerBlock, state: Tensor, vector: Tensor, tu
     layers = [attn.to_q, attn.to_k, attn.to_v, block.proj_mlp]
     q, k, v, inner = layer.outputs(_norm(state, scale, shift), layers)
     q, k, v = (_heads(attn, x) for x in (q, k, v))
-    attended = _attention(rotary.turned([(q, attn.norm_q)], turn), rotary.turned([(k, attn.norm_k)], turn), v)
+    attended = attention(rotary.turned([(q, attn.norm_q)], turn), rotary.turned([(k, attn.norm_k)], turn), v)
     projected = layer.output_of_two(attended, F.gelu(inner, approximate="tanh"), block.proj_out)
     return torch.addcmul(state, gate, projected)
 
@@ -140,9 +141,3 @@ def _norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 def _heads(attn: FluxAttention, x: Tensor) -> Tensor:
     return x.unflatten(-1, (-1, attn.head_dim))  # (batch, tokens, heads, width of a head)
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """(batch, tokens, heads, width of a head) each -> (batch, tokens, width)."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)

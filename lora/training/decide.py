@@ -23,6 +23,8 @@ class Decided:
     plan: Plan
     resolutions: tuple[int, ...]
     settings: Settings
+    text_tokens: int | None = None
+    """What every text is padded to; None before the texts are known."""
     held_out: str | None = None
     """The picture that is kept out of the training."""
     resume_from_sha256: str | None = None
@@ -38,6 +40,7 @@ class Decided:
             "plan": self.plan.reason,
             "resolutions": self.resolutions,
             **dataclasses.asdict(self.settings),
+            "text_tokens": self.text_tokens,
             "held_out": self.held_out,
             "reasons": dict(self.reasons),
         }

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import random
 import time
@@ -47,6 +48,8 @@ class Settings:
     ema_decay: float = 0.0
     """Share of itself that the running mean of the weights keeps at each step; the training ends with that mean in
     their place. 0: no mean, the last weights."""
+    half_above: int = 0
+    """Image tokens above which an example comes half as often as the others; 0: all come equally often."""
     prior_kinds: tuple[str, ...] = ()
     """What is asked of the base for its own draws, in turn; see `prompts.apart`."""
     prior_prompts: int = 0
@@ -76,16 +79,24 @@ class StepReport:
     """Since the loop began."""
 
 
-def batches(examples: Sequence[Example], batch_size: int, rng: random.Random) -> Iterator[list[Example]]:
-    """Endless full batches of one size each, in which every example comes equally often.
+def batches(
+    examples: Sequence[Example], batch_size: int, rng: random.Random, half_above: int = 0
+) -> Iterator[list[Example]]:
+    """Endless full batches of one size each, in which every example comes equally often; those of more than
+    `half_above` image tokens, where that is not 0, half as often.
 
-    Every round takes each example once, in a new order; where a size is left with fewer than a batch, they wait for the
-    next round. A smaller batch would be a step like any other, and its pictures would weigh several times as much.
+    Every round takes each example once, in a new order, and of the large ones every second, the others in the next.
+    Where a size is left with fewer than a batch, they wait for the next round. A smaller batch would be a step like any
+    other, and its pictures would weigh several times as much.
     """
+    large = [example for example in examples if half_above and len(example.mean) > half_above]
+    usual = [example for example in examples if example not in large]
+    halves = itertools.cycle([large[::2], large[1::2]])
     waiting: dict[tuple[int, int], list[Example]] = {}
     while True:
         ready = []
-        for example in rng.sample(examples, len(examples)):
+        due = [*usual, *next(halves)]
+        for example in rng.sample(due, len(due)):
             batch = waiting.setdefault(example.size, [])
             batch.append(example)
             if len(batch) == batch_size:
@@ -240,7 +251,7 @@ def fit(
             drawn = {prior.size: [prior] * settings.batch_size for prior in priors}
             every += [of_priors(batch) for batch in drawn.values()]
         passes.record(every)
-    source = batches(examples, settings.batch_size, rng)
+    source = batches(examples, settings.batch_size, rng, settings.half_above)
     kept = skipped = in_a_row = torch.zeros((), device=device)
     for step in range(1, settings.steps + 1):
         batch = next(source)

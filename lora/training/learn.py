@@ -9,7 +9,7 @@ from diffusers import FluxTransformer2DModel
 from PIL import Image
 
 from lora.file.names import Pair
-from lora.flux import adapter, base, forward, generate, hardware
+from lora.flux import adapter, attention, base, forward, generate, hardware
 from lora.flux.base import Base
 from lora.flux.encode import Example, Text
 from lora.flux.hardware import Plan
@@ -108,6 +108,9 @@ def _attempt(material: Material, flux: Base, plan: Plan, settings: Settings, tol
         with stage("training"):
             parameters = adapter.attach(transformer, material.rank, settings.seed, material.modules, material.start)
             told.log(f"{sum(p.numel() for p in parameters):,} weights to train, on {len(material.learned)} examples")
+            if plan.device == "cuda":
+                shapes = _attended(transformer, material, priors, settings.batch_size)
+                lent.enter_context(attention.checked(shapes, parameters[0].device, plan.dtype, told.log))
             if plan.recorded:
                 recorded = {example.size for example in material.learned}
                 told.log(f"recording the passes of {len(recorded)} sizes of pictures first, about a second each")
@@ -127,6 +130,16 @@ def _attempt(material: Material, flux: Base, plan: Plan, settings: Settings, tol
             transformer.disable_adapters()
             previews = preview.pair_up(asked, sketch(), {**watch.drawn_before(last), last: after})
     return Learned(pairs=pairs, step=last, plan=plan, settings=settings, previews=previews, curve=curve)
+
+
+def _attended(
+    transformer: FluxTransformer2DModel, material: Material, priors: Sequence[prior.Prior], batch_size: int
+) -> list[attention.Shape]:
+    """The shapes that the training's attention has: text and picture of every size."""
+    text = len(next(iter(material.texts.values()))["prompt_embeds"])
+    pictures = {len(example.mean) for example in material.learned} | {len(prior.noisy) for prior in priors}
+    heads, width = transformer.config.num_attention_heads, transformer.config.attention_head_dim
+    return [(batch_size, text + picture, heads, width) for picture in sorted(pictures)]
 
 
 def _sketcher(

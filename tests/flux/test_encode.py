@@ -1,6 +1,9 @@
 """Pictures and prompts as the transformer gets them, held against diffusers' own pipelines."""
 
 import dataclasses
+import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL, FluxPipeline
 from PIL import Image
 
-from lora.flux import encode, flow
+from lora.flux import base, encode, flow
 from lora.flux.base import Base
 from lora.flux.hardware import Plan
 
@@ -54,11 +57,10 @@ def test_the_latents_decode_to_the_picture_upright_and_in_its_colours(toy: Base,
             assert 20 * np.log10(255 / np.sqrt((error**2).mean())) > 20, example.name
 
 
-def test_prompts_are_encoded_as_the_whole_pipeline_does_and_long_ones_are_told(toy: Base, cpu: Plan) -> None:
+def test_prompts_are_encoded_as_the_whole_pipeline_does(toy: Base, cpu: Plan) -> None:
     long = "a red house " * 60
-    texts, cut = encode.encode_texts(toy, cpu, ["a TOK", "", "a TOK", long])
+    texts = encode.encode_texts(toy, cpu, ["a TOK", "", "a TOK", long], toy.t5_tokens)
     assert list(texts) == ["a TOK", "", long]
-    assert cut == [long]
     pipeline = FluxPipeline.from_pretrained(toy.folder, dtype=torch.float32)
     with torch.no_grad():
         embeds, pooled, _ = pipeline.encode_prompt("a TOK", None, max_sequence_length=toy.t5_tokens)
@@ -68,3 +70,42 @@ def test_prompts_are_encoded_as_the_whole_pipeline_does_and_long_ones_are_told(t
     batch = encode.stack(texts, ["", "a TOK"], torch.device("cpu"))
     assert torch.equal(batch["pooled"][1], texts["a TOK"]["pooled"])
     assert batch["prompt_embeds"].shape == (2, toy.t5_tokens, embeds.shape[-1])
+
+
+@pytest.mark.parametrize(
+    ("counts", "limit", "length"),
+    [
+        ([], 512, 256),
+        ([3, 256], 512, 256),
+        ([257, 3], 512, 384),
+        ([384], 512, 384),
+        ([385], 512, 512),
+        ([900], 512, 512),  # cut, which the log says
+        ([300], 256, 256),  # FLUX.1-schnell
+        ([3], 40, 40),  # the toy base
+        ([3], 300, 256),
+        ([260], 300, 300),
+    ],
+)
+def test_the_texts_are_as_short_as_the_longest_allows_and_never_longer_than_the_base_reads(
+    counts: list[int], limit: int, length: int
+) -> None:
+    chosen, why = encode.text_length(counts, limit)
+    assert chosen == length
+    assert f"the longest prompt has {max(counts, default=0)}" in why
+
+
+def test_a_base_that_reads_512_tokens_is_trained_and_drawn_with_the_256_that_hold_the_prompts(
+    toy: Base, cpu: Plan, tmp_path: Path
+) -> None:
+    shutil.copytree(toy.folder, tmp_path / "base")
+    config = tmp_path / "base" / "tokenizer_2" / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model_max_length": 512}))
+    roomy = base.find(str(tmp_path / "base"), None)
+    _, count = roomy.token_counters()
+    length, _ = encode.text_length([count("a TOK")], roomy.t5_tokens)
+    texts = encode.encode_texts(roomy, cpu, ["a TOK"], length)
+    assert texts["a TOK"]["prompt_embeds"].shape[0] == 256
+    with roomy.text(cpu) as pipeline, torch.no_grad():
+        embeds, _, _ = pipeline.encode_prompt("a TOK", None, max_sequence_length=256)
+    assert torch.equal(texts["a TOK"]["prompt_embeds"], embeds[0])

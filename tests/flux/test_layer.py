@@ -230,7 +230,7 @@ def test_the_toy_base_learns_as_with_pefts_own_layer(toy: Base, cpu: Plan) -> No
     look = dataclasses.replace(world.SUBJECTS[0], name="TOK")
     pictures = [(str(i), said, picture) for i, (picture, said) in enumerate(subject_set(look, 8, 1))]
     examples = encode.encode_pictures(toy, cpu, pictures)
-    texts, _ = encode.encode_texts(toy, cpu, ["", *(example.caption for example in examples)])
+    texts = encode.encode_texts(toy, cpu, ["", *(example.caption for example in examples)], toy.t5_tokens)
     rate, _ = recipe.learning_rate_for(recipe.TOY["subject"], toy.width, 16)
     settings = Settings(steps=100, batch_size=1, learning_rate=rate, caption_dropout_rate=0.0, prior_ratio=0.0, seed=1)
 

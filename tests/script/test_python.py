@@ -70,6 +70,15 @@ def test_without_an_environment_or_with_other_requirements_it_is_made(copy, tmp_
     assert done.stdout.startswith(f"makes {copy / '.venv'}")
 
 
+def test_threads_wait_with_a_short_spin_unless_the_user_says_otherwise(copy, tmp_path):
+    install(copy)
+    shown = "import os; print(os.environ.get('GOMP_SPINCOUNT'))"
+    others = {"GOMP_SPINCOUNT": "", "OMP_WAIT_POLICY": ""}
+    for chosen, spins in (({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "")):
+        done = run(copy / "script" / "python", "-c", shown, folder=tmp_path, **(others | chosen))
+        assert done.stdout == f"{spins}\n", (chosen, done.stderr)
+
+
 def test_a_python_that_is_too_old_is_refused_by_its_version(copy, tmp_path):
     old = tmp_path / "python3.9"
     old.write_text('#!/bin/sh\ncase "$2" in *print*) echo 3.9.1 ;; *) exit 1 ;; esac\n')

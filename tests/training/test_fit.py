@@ -237,6 +237,21 @@ def test_every_example_comes_equally_often_in_full_batches_of_one_size(
         assert set(seen.values()) == {12}
 
 
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_the_largest_size_comes_half_as_often_and_every_picture_of_it_as_often_as_any_other(batch_size: int) -> None:
+    """512, 768 and 1024 as 2 : 2 : 1; five pictures, which no half is a whole number of."""
+    examples = [
+        Example(name=f"{i} at {side}", size=(side, side), mean=torch.zeros(tokens, 1), std=torch.zeros(0), caption="")
+        for i in range(5)
+        for side, tokens in ((64, 1024), (96, 2304), (128, 4096))
+    ]
+    source, seen = fit.batches(examples, batch_size, random.Random(0), half_above=3072), Counter[str]()
+    for _ in range(500 // batch_size):
+        seen.update(example.name for example in next(source))
+    for name, times in seen.items():
+        assert times == pytest.approx(20 if name.endswith("128") else 40, abs=2), seen
+
+
 def test_the_sizes_of_a_round_are_mixed() -> None:
     nothing = torch.zeros(1)
     examples = [
