@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
-from captioner import text
+from captioner import questions, text
 from captioner.text import Caption, Rejected, Rules
 
 MODEL = "Qwen/Qwen3-VL-8B-Instruct"
@@ -213,8 +213,8 @@ def caption_pictures(
     names = list(pictures)
     if rules.lora_type == "subject" and rules.class_noun is None:
         some = names[:: -(-len(names) // NOUN_PICTURES)]
-        answers = ask(some, text.CLASS_NOUN_QUESTION, "", "subjects named", NOUN_TOKENS)
-        noun = text.class_noun([answer for _, answer in answers])
+        answers = ask(some, questions.CLASS_NOUN_QUESTION, "", "subjects named", NOUN_TOKENS)
+        noun = questions.class_noun([answer for _, answer in answers])
         rules = replace(rules, class_noun=noun)
         log(
             f"captions: the subject is a {noun}"
@@ -223,17 +223,17 @@ def caption_pictures(
         )
 
     captions, reasons = {}, {}
-    for name, answer in ask(names, text.question(rules), rules.prefix.strip(), "captions"):
+    for name, answer in ask(names, questions.question(rules), rules.prefix.strip(), "captions"):
         made = text.from_model(answer, rules)
         if isinstance(made, Rejected):
             reasons[name] = made.reason
         else:
             captions[name] = Caption(text=made, source="model")
 
-    opening = text.retry_opening(rules)
+    opening = questions.retry_opening(rules)
     begin = f"{rules.prefix.strip()} {opening}".strip()
-    for name, answer in ask(list(reasons), text.plainer_question(rules), begin, "captions written again"):
-        made = text.from_model(text.continued(opening, answer), rules)
+    for name, answer in ask(list(reasons), questions.plainer_question(rules), begin, "captions written again"):
+        made = text.from_model(questions.continued(opening, answer), rules)
         if isinstance(made, Rejected):
             note = f"no caption in two answers: {reasons[name]}; {made.reason}"
             captions[name] = text.from_template(rules, note)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2VLImageProcessorPil
 
 from bench import captioner as benchmark
-from captioner import text
+from captioner import questions, text
 from captioner.caption import (
     GRID,
     MAX_PIXELS,
@@ -384,7 +384,7 @@ def test_every_answer_ends_as_a_sound_caption_with_its_source(
         "captions: 6 of 6",
         "captions written again: 4 of 4",
     ]
-    assert all(text.CLASS_NOUN_QUESTION in chat for chat in asked[:6])
+    assert all(questions.CLASS_NOUN_QUESTION in chat for chat in asked[:6])
     assert all("picture of TOK dog." in chat for chat in asked[6:12])
     assert all(chat.endswith("assistant\nTOK dog") for chat in asked[12:])
 

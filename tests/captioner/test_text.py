@@ -8,23 +8,20 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from captioner.questions import class_noun, plainer_question, question
 from captioner.text import (
-    MARK,
     Caption,
     Rejected,
     Room,
     Rules,
     check,
-    class_noun,
     estimate_tokens,
-    find_word,
     from_model,
     from_template,
     from_user,
-    plainer_question,
-    question,
     table,
 )
+from captioner.words import MARK, find_word
 
 SUBJECT = Rules(
     trigger_word="TOK",
