@@ -145,7 +145,7 @@ def split(lines: Sequence[tuple[float, str]], end: float) -> Run:
         if new is not None:
             stages[name] = stages.get(name, 0.0) + at - since
             name, since = new, at
-        if line.startswith("step 1/") and first is None:
+        if "| 1/" in line and first is None:
             first = at
     if first is None:
         raise ValueError("the log shows no step")

@@ -107,7 +107,7 @@ def test_the_tar_holds_the_weights_captions_and_the_record_and_nothing_is_left(
     assert list(tar.parent.iterdir()) == [tar]
     assert list(work.iterdir()) == []
     assert "TOY BASE" in lines[2]
-    assert any(line.startswith("step 3/3 (100%)") for line in lines)
+    assert any(line.startswith("100%|##########| 3/3") for line in lines)
     assert lines[-1].startswith("seconds: ")
 
 
@@ -156,7 +156,7 @@ def test_previews_that_fail_cost_nobody_the_lora(
         text = page.read().decode()
     assert "previews could not be drawn" in text
     assert "Before and after" not in text
-    assert sum(line.startswith("step 3/3 (100%)") for line in lines) == 1, "trained once"
+    assert sum(line.startswith("100%|##########| 3/3") for line in lines) == 1, "trained once"
     assert [line for line in lines if "CUDA out of memory." in line]
     assert list(work.iterdir()) == []
 

@@ -120,7 +120,7 @@ def test_a_zip_in_the_request_comes_back_as_a_tar(trainer, first):
     stages = [line for line in lines if line.startswith("== ")]
     assert stages[0] == "== unpacking"
     assert stages[-1] == "== packing"
-    assert any(line.startswith("step 2/2 (100%), loss ") for line in lines)
+    assert any(line.startswith("100%|##########| 2/2, loss ") for line in lines)
     assert server.left_by_cog(first["id"]) == []
 
 
