@@ -48,7 +48,7 @@ def test_the_first_step_which_waits_for_recordings_does_not_count_into_the_rate_
 
 PYTHON = re.compile(r"^\s*(?P<percentage>\d+)%\s*\|.+?\|\s*(?P<current>\d+)\/(?P<total>\d+)")
 JAVASCRIPT = re.compile(r"^\s*(\d+)%\s*\|.+?\|\s*(\d+)\/(\d+)")
-"""What replicate-python 1.0.7 (replicate/prediction.py) and replicate-javascript 1.4.0 (index.js) look for in a line."""
+"""What replicate-python (replicate/prediction.py) and replicate-javascript (lib/util.js) look for in a line."""
 
 
 def test_replicates_clients_read_the_progress_from_the_log() -> None:
