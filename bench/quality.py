@@ -45,7 +45,7 @@ import transformers
 from diffusers import FluxPipeline
 from PIL import Image
 
-from lora import job
+from lora import job, presets
 from lora.file import source, weights
 from lora.flux import adapter, base, generate
 from lora.flux.base import Base
@@ -187,10 +187,11 @@ def request_for(cell: Cell, archive: Path, width: int) -> TrainRequest:
     values = {name: defaults[name].default for name in fields if name in defaults}
     text = {name: "" for name in ("autocaption_prefix", "autocaption_suffix", "preservation") if name in fields}
     values |= text | {
+        "lora_rank": presets.LORA_RANK,
         "input_images": archive,
         "trigger_word": TRIGGER,
         "lora_type": cell.kind,
-        "autocaption": False,
+        "captioning": "disabled",
         "training_steps": cell.steps,
         "seed": cell.seed,
         "preview_prompts": "a red circle",

@@ -106,14 +106,15 @@ _MOOD = re.compile(
 )
 
 
-def pruned(text: str, lora_type: str, begun: bool) -> str:
+def pruned(text: str, kind: str, begun: bool) -> str:
     """Rules 3 to 5: without openers, unfinished, repeated and empty sentences, and for a style without its name.
 
-    `begun` says that a prefix stands before it, so that it need not begin with a capital.
+    `kind` is `text.Rules.kind`: "general" keeps what names the style, and may end as a style's caption does. `begun`
+    says that a prefix stands before it, so that it need not begin with a capital.
     """
-    if text.endswith(STYLE_CLOSE) and lora_type == "style":
+    if text.endswith(STYLE_CLOSE) and kind in ("style", "general"):
         text = text.removesuffix(STYLE_CLOSE) + "."
-    for opener in [*_OPENERS, _STYLE_OPENER] if lora_type == "style" else _OPENERS:
+    for opener in [*_OPENERS, _STYLE_OPENER] if kind == "style" else _OPENERS:
         if (found := opener.match(text)) and found.end() < len(text):
             text = text[found.end() :]
             text = text if begun else text[0].upper() + text[1:]
@@ -122,7 +123,7 @@ def pruned(text: str, lora_type: str, begun: bool) -> str:
         sentences.pop()
     sentences = list({sentence.casefold(): sentence for sentence in sentences}.values())
     sentences = [s for s in sentences if not _MOOD.match(s)] or sentences
-    if lora_type == "style":
+    if kind == "style":
         sentences = [s for s in sentences if not _STYLE_WORDS.search(s)] or sentences
     text = " ".join(sentences)
     return text if not text or is_finished(text) else text.rstrip(",;:- ") + "."

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from captioner.clean import STYLE_CLOSE, fault_of, is_finished, normalised, pruned, shortenings, until_stable
-from captioner.words import MARK, find_word, mask, up_to_word
+from captioner.words import MARK, find_word, in_its_case, mask, up_to_word
 
 Source = Literal["yours", "model", "retried", "template"]
 
@@ -27,6 +27,8 @@ class Caption:
     text: str
     source: Source
     note: str = ""
+    own: str | None = None
+    """The user's own caption, where another was written in its place."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,9 @@ class Rules:
     trigger_word: str
     lora_type: str
     """ "subject" or "style"."""
+    mode: str | None = None
+    """ "general" describes the whole picture, "character" a person, "product" a thing that is sold, "style" a style;
+    None: as `lora_type` says."""
     prefix: str
     suffix: str
     class_noun: str | None
@@ -74,6 +79,11 @@ class Rules:
     """The whole caption must fit in here."""
     clip: Room
     """The caption up to the end of the trigger word must fit in here."""
+
+    @property
+    def kind(self) -> str:
+        """What is written about: the mode, or the type where there is none."""
+        return self.mode or self.lora_type
 
 
 def check(rules: Rules) -> None:
@@ -123,6 +133,9 @@ def from_user(text: str, rules: Rules) -> Caption:
     word = rules.trigger_word
     given = fill_in(text.strip(), word)
     notes = []
+    if find_word(given, word) < 0 and (written := in_its_case(given, word)) != given:
+        given = written
+        notes.append(f"{word} was written in another case, and now as you typed it")
     if find_word(given, word) < 0:
         given = f"{word}, {given}" if rules.lora_type == "subject" else f"in the style of {word}, {given}"
         notes.append(f"it lacked {word}, which was put in front")
@@ -152,7 +165,7 @@ def from_model(raw: str, rules: Rules) -> str | Rejected:
         return mask(normalised(text), rules.trigger_word)
 
     def cut(text: str) -> str:
-        return mask(pruned(normalised(text), rules.lora_type, begun=bool(rules.prefix)), rules.trigger_word)
+        return mask(pruned(normalised(text), rules.kind, begun=bool(rules.prefix)), rules.trigger_word)
 
     normal = until_stable(tidied, mask(_unjoin(raw.replace(MARK, ""), rules), rules.trigger_word))
     if reason := fault_of(normal):
@@ -254,4 +267,5 @@ def table(captions: Mapping[str, Caption]) -> list[str]:
     """A line for every picture: its name, where its caption came from, the caption; below, what had to be done."""
     wide = max(map(len, captions), default=0)
     lines = [f"{name:<{wide}}  {caption.source:<8}  {caption.text}" for name, caption in captions.items()]
+    lines += [f"{name}: yours was: {caption.own}" for name, caption in captions.items() if caption.own]
     return lines + [f"{name}: {caption.note}" for name, caption in captions.items() if caption.note]

@@ -56,14 +56,23 @@ def up_to_word(text: str, word: str) -> str:
     return text if at < 0 else text[: at + len(word)]
 
 
+def in_its_case(text: str, word: str) -> str:
+    """`text` with every whole word that is `word` in another case written as `word`."""
+    for other in {found.group() for found in re.finditer(re.escape(word), text, re.IGNORECASE)} - {word}:
+        while (at := find_word(text, other)) >= 0:
+            text = text[:at] + word + text[at + len(other) :]
+    return text
+
+
 def mask(text: str, word: str) -> str:
     """The trigger word as MARK, wherever it stands whole; where only another case of it stands, that.
 
     A MARK that cleaning has glued to other letters is no whole word any more, and becomes text again.
     """
     text = text.replace(MARK, word)
-    if find_word(text, word) < 0 and (other := re.search(re.escape(word), text, re.IGNORECASE)):
-        word = other.group()
+    if find_word(text, word) < 0:
+        others = [found.group() for found in re.finditer(re.escape(word), text, re.IGNORECASE)]
+        word = next((other for other in others if find_word(text, other) >= 0), word)
     at = find_word(text, word)
     while at >= 0:
         text = text[:at] + MARK + text[at + len(word) :]
