@@ -11,7 +11,7 @@ from typing import Optional
 
 from cog import BaseModel, Input, Path, Secret, current_scope
 
-from lora import disk, job
+from lora import disk, job, presets
 from lora.request import Secrets, TrainRequest
 
 
@@ -23,20 +23,37 @@ def train(
     input_images: Path = Input(
         description="A zip, tar or tar.gz of the pictures to learn from: 10 to 20 are a good number, for a style 20. A caption in a text file of the same name (dog.jpg, dog.txt) is used as it is; [trigger] in it stands for the trigger word, which is put in front where it is missing.",
     ),
-    trigger_word: str = Input(
-        default="TOK",
-        description="The word that will call up what was learned. Take one that means nothing yet.",
+    trigger_word: Optional[str] = Input(
+        default=None,
+        description="The word that will call up what was learned. Take one that means nothing yet. TOK if you leave it empty.",
         min_length=1,
         max_length=60,
     ),
-    lora_type: str = Input(
-        default="subject",
-        description="Whether the pictures share a subject (a person, an animal, a thing) or a style.",
+    lora_type: Optional[str] = Input(
+        default=None,
+        description="Whether the pictures share a subject (a person, an animal, a thing) or a style. If you leave it empty, what mode implies, or else a subject.",
         choices=["subject", "style"],
     ),
-    autocaption: bool = Input(
-        default=True,
-        description="Write a caption with a vision-language model for each picture that has none. Otherwise it gets a template with the trigger word.",
+    mode: Optional[str] = Input(
+        default=None,
+        description="How captions are written and which previews are drawn: character for a person, product for a thing that is sold, style for a style; general describes the whole picture. Leave it empty for what suits lora_type.",
+        choices=["general", "character", "style", "product"],
+    ),
+    priority: str = Input(
+        default="quality",
+        description="What decides where resolution, training_steps and preview_prompts are left empty: quality (all of the base's resolutions), speed (the smallest, half of the steps, fewer previews), high_res_only (the largest). The log tells the values.",
+        choices=["quality", "speed", "high_res_only"],
+    ),
+    training_steps: Optional[int] = Input(
+        default=None,
+        description="Number of training steps. Leave it empty for what suits the number of pictures: 50 a picture for a subject, 100 for a style, 27 for mode character, within bounds. 0 trains nothing and packs the LoRA of resume_from; input_images is then any file, and is not opened.",
+        ge=0,
+        le=6000,
+    ),
+    captioning: Optional[str] = Input(
+        default=None,
+        description="automatic: a vision-language model writes a caption for each picture that has none. disabled: these get a template with the trigger word. all: it writes new ones for all pictures, and the report shows yours beside them. automatic if you leave it empty.",
+        choices=["automatic", "disabled", "all"],
     ),
     autocaption_prefix: Optional[str] = Input(
         default=None,
@@ -48,21 +65,44 @@ def train(
         description="Text to put at the end of every written caption, word for word.",
         max_length=300,
     ),
-    training_steps: int = Input(
-        default=1000,
-        description="Number of training steps. 1000 suit most sets of pictures. 0 trains nothing and packs the LoRA of resume_from; input_images is then any file, and is not opened.",
+    preview_prompts: Optional[str] = Input(
+        default=None,
+        description="What the previews show, one prompt a line, 8 at most; [trigger] stands for the trigger word. Leave it empty for prompts that suit the type.",
+        max_length=4000,
+    ),
+    seed: Optional[int] = Input(
+        default=None,
+        description="Same seed, inputs and machine: same LoRA. Leave it empty for a random one, which is recorded.",
         ge=0,
-        le=6000,
+        le=4294967295,
+    ),
+    resume_from: Optional[str] = Input(
+        default=None,
+        description="A FLUX LoRA to go on from, of the same rank and layers: an https URL of a tar or safetensors, or an id on the Hugging Face Hub (hf_token opens a private one).",
+        max_length=2000,
+    ),
+    hf_repo_id: Optional[str] = Input(
+        default=None,
+        description="Upload the LoRA to this repository of the Hugging Face Hub, such as your-name/your-lora; it is made if it does not exist. Your pictures and captions are not uploaded.",
+        max_length=200,
+    ),
+    hf_token: Optional[Secret] = Input(
+        default=None,
+        description="A token of the Hugging Face Hub: to fetch a gated base such as FLUX.1-dev where the container has none, to open a private resume_from, and to write to hf_repo_id.",
+    ),
+    hf_private: bool = Input(
+        default=True,
+        description="Make the repository private. One that exists and is public is refused, unless you say false here.",
     ),
     learning_rate: Optional[float] = Input(
         default=None,
-        description="Leave it empty for the one that suits type and rank (FLUX.1-dev, rank 16: 4e-4 for a subject, 8e-4 for a style).",
+        description="Leave it empty for the one that suits type and rank (FLUX.1-dev, rank 16: 4e-4).",
         ge=1e-7,
         le=1e-2,
     ),
-    lora_rank: int = Input(
-        default=16,
-        description="Size of the LoRA: higher holds more detail, makes a larger file and overfits sooner.",
+    lora_rank: Optional[int] = Input(
+        default=None,
+        description="Size of the LoRA: higher holds more detail, makes a larger file and overfits sooner. 16 if you leave it empty.",
         ge=1,
         le=128,
     ),
@@ -87,22 +127,11 @@ def train(
         description="How firmly prompts without the trigger word are held to what the base draws for them: off, light, firm, or a number (how long its gradient is beside the pictures': 0.5 suits a subject, 1.5 a style). Leave it empty for what suits the type. off is faster, and the LoRA bleeds into other prompts.",
         max_length=20,
     ),
-    seed: Optional[int] = Input(
-        default=None,
-        description="Same seed, inputs and machine: same LoRA. Leave it empty for a random one, which is recorded.",
-        ge=0,
-        le=4294967295,
-    ),
     preview_every: int = Input(
         default=0,
         description="Draw previews every so many steps too, 60 times at most. 0 draws them at the end alone.",
         ge=0,
         le=6000,
-    ),
-    preview_prompts: Optional[str] = Input(
-        default=None,
-        description="What the previews show, one prompt a line, 8 at most; [trigger] stands for the trigger word. Leave it empty for prompts that suit the type.",
-        max_length=4000,
     ),
     stop_early: bool = Input(
         default=False,
@@ -113,31 +142,13 @@ def train(
         description="Train only the layers in whose name this regular expression is found, such as transformer.single_transformer_blocks.(7|12|16|20).proj_out. Layers that must be trained together are added, so that the LoRA loads everywhere.",
         max_length=1000,
     ),
-    resume_from: Optional[str] = Input(
-        default=None,
-        description="A FLUX LoRA to go on from, of the same rank and layers: an https URL of a tar or safetensors, or an id on the Hugging Face Hub (hf_token opens a private one).",
-        max_length=2000,
-    ),
-    hf_repo_id: Optional[str] = Input(
-        default=None,
-        description="Upload the LoRA to this repository of the Hugging Face Hub, such as your-name/your-lora; it is made if it does not exist. Your pictures and captions are not uploaded.",
-        max_length=200,
-    ),
-    hf_token: Optional[Secret] = Input(
-        default=None,
-        description="A token of the Hugging Face Hub: to fetch a gated base such as FLUX.1-dev where the container has none, to open a private resume_from, and to write to hf_repo_id.",
-    ),
-    hf_private: bool = Input(
-        default=True,
-        description="Make the repository private. One that exists and is public is refused, unless you say false here.",
-    ),
     wandb_api_key: Optional[Secret] = Input(
         default=None,
         description="Show the training at Weights & Biases: losses, learning rate, previews.",
     ),
     wandb_project: Optional[str] = Input(
         default=None,
-        description="Project there; flux-lora if you leave it empty.",
+        description="Project there; flux-lora if you leave it empty. Without wandb_api_key it changes nothing.",
         max_length=128,
     ),
     wandb_run: Optional[str] = Input(
@@ -150,23 +161,95 @@ def train(
         description="Team or user there; that of the key if you leave it empty.",
         max_length=128,
     ),
+    trigger_phrase: Optional[str] = Input(
+        default=None,
+        description="Another name of trigger_word.",
+        min_length=1,
+        max_length=60,
+        deprecated=True,
+    ),
+    is_style: Optional[bool] = Input(
+        default=None,
+        description="Another name of lora_type. true is style, false is subject.",
+        deprecated=True,
+    ),
+    autocaption: Optional[bool] = Input(
+        default=None,
+        description="Another name of captioning. true is automatic, false is disabled.",
+        deprecated=True,
+    ),
+    caption_prefix: Optional[str] = Input(
+        default=None,
+        description="Another name of autocaption_prefix.",
+        max_length=300,
+        deprecated=True,
+    ),
+    caption_suffix: Optional[str] = Input(
+        default=None,
+        description="Another name of autocaption_suffix.",
+        max_length=300,
+        deprecated=True,
+    ),
+    steps: Optional[int] = Input(
+        default=None,
+        description="Another name of training_steps.",
+        ge=0,
+        le=6000,
+        deprecated=True,
+    ),
+    iterations: Optional[int] = Input(
+        default=None,
+        description="Another name of training_steps.",
+        ge=0,
+        le=6000,
+        deprecated=True,
+    ),
+    rank: Optional[int] = Input(
+        default=None,
+        description="Another name of lora_rank.",
+        ge=1,
+        le=128,
+        deprecated=True,
+    ),
 ) -> TrainingOutput:
     """Trains a FLUX LoRA on the pictures and returns it as a tar, as Replicate publishes it."""
+    settled = presets.settle(
+        presets.Asked(
+            trigger_word=trigger_word,
+            lora_type=lora_type,
+            mode=mode,
+            captioning=captioning,
+            autocaption_prefix=autocaption_prefix,
+            autocaption_suffix=autocaption_suffix,
+            training_steps=_whole(training_steps),
+            lora_rank=_whole(lora_rank),
+            trigger_phrase=trigger_phrase,
+            is_style=is_style,
+            autocaption=autocaption,
+            caption_prefix=caption_prefix,
+            caption_suffix=caption_suffix,
+            steps=_whole(steps),
+            iterations=_whole(iterations),
+            rank=_whole(rank),
+        )
+    )
     request = TrainRequest(
         input_images=FilePath(str(input_images)),
-        trigger_word=trigger_word,
-        lora_type=lora_type,
-        autocaption=autocaption,
-        autocaption_prefix=autocaption_prefix or "",
-        autocaption_suffix=autocaption_suffix or "",
-        training_steps=int(training_steps),
+        trigger_word=settled.trigger_word,
+        lora_type=settled.lora_type,
+        mode=mode or None,
+        priority=priority,
+        captioning=settled.captioning,
+        autocaption_prefix=settled.autocaption_prefix,
+        autocaption_suffix=settled.autocaption_suffix,
+        training_steps=settled.training_steps,
         learning_rate=None if learning_rate is None else float(learning_rate),
-        lora_rank=int(lora_rank),
+        lora_rank=settled.lora_rank,
         resolution=(resolution or "").strip() or None,
         batch_size=int(batch_size),
         caption_dropout_rate=float(caption_dropout_rate),
         preservation=(preservation or "").strip().lower(),
-        seed=None if seed is None else int(seed),
+        seed=_whole(seed),
         preview_every=int(preview_every),
         preview_prompts=preview_prompts or "",
         stop_early=stop_early,
@@ -177,6 +260,8 @@ def train(
         wandb_project=wandb_project or None,
         wandb_run=wandb_run or None,
         wandb_entity=wandb_entity or None,
+        notes=settled.notes,
+        faults=settled.faults,
     )
     secrets = Secrets(
         hf_token=hf_token.get_secret_value().strip() or None if hf_token else None,
@@ -198,6 +283,11 @@ def train(
         logging.getLogger("train").exception("the training failed")
         raise
     return TrainingOutput(weights=Path(weights))
+
+
+def _whole(number: Optional[int]) -> Optional[int]:
+    """Cog lets 5.0 pass for a whole number, and hands over a float."""
+    return None if number is None else int(number)
 
 
 def _output_folder() -> FilePath:

@@ -18,7 +18,7 @@ from typing import TypeVar
 import torch
 from PIL import Image
 
-from captioner import caption, text
+from captioner import caption, questions, text
 from lora.pictures import buckets
 from tests import tiny_qwen
 
@@ -94,7 +94,7 @@ def measure(model: Path, scratch: Path, count: int, tokens: int) -> dict[str, fl
             trigger_word="TOK", lora_type="subject", prefix="", suffix="", class_noun="dog",
             t5=text.Room(text.estimate_tokens, 512), clip=text.Room(text.estimate_tokens, 77),
         )  # fmt: skip
-        question = text.question(rules)
+        question = questions.question(rules)
         question = question[: round(len(question) / BYTES_A_TOKEN)]
 
         def read() -> list[Image.Image]:

@@ -147,7 +147,7 @@ def split(lines: Sequence[tuple[float, str]], end: float) -> Run:
         if new is not None:
             stages[name] = stages.get(name, 0.0) + at - since
             name, since = new, at
-        if line.startswith("step 1/") and first is None:
+        if "| 1/" in line and first is None:
             first = at
     if first is None:
         raise ValueError("the log shows no step")
@@ -158,7 +158,7 @@ def train(archive: Path, folder: Path, inputs: Sequence[str], environ: Mapping[s
     """Starts the trainer and waits for its tar. Raises subprocess.CalledProcessError where it fails."""
     own = Path(sys.prefix) == ROOT / ".venv"  # otherwise script/train would first make that folder
     command = [str(ROOT / "script" / "train")] if own else [sys.executable, "-m", "script.train"]
-    given = [f"input_images=@{archive}", "trigger_word=TOK", "autocaption=false", "seed=1", *inputs]
+    given = [f"input_images=@{archive}", "trigger_word=TOK", "captioning=disabled", "seed=1", *inputs]
     for pair in given:
         command += ["-i", pair]
     search_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))

@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
-from captioner import text
+from captioner import questions, text
 from captioner.text import Caption, Rejected, Rules
 
 MODEL = "Qwen/Qwen3-VL-8B-Instruct"
@@ -125,7 +125,7 @@ def caption_all(
     given: Mapping[str, str],
     rules: Rules,
     *,
-    autocaption: bool,
+    captioning: str,
     model: str | None,
     device: str,
     dtype: torch.dtype,
@@ -135,24 +135,27 @@ def caption_all(
 ) -> tuple[dict[str, Caption], str | None]:
     """A caption for every picture, in their order, and the class noun where the model was asked for one.
 
-    `given` holds the users' own captions by the same names; they win. `model` is a folder or Hub id, None means MODEL.
-    `read` decodes one file to an upright RGB picture, in threads; `fetch` brings a model of the Hub. ValueError
-    where the rules cannot be kept, RuntimeError where the model is needed and cannot be loaded.
+    `given` holds the users' own captions by the same names. They win, unless `captioning` is "all" and the model can be
+    asked: then it writes for every picture, and they are kept beside its captions. "disabled" asks it for none,
+    "automatic" for those that are missing. `model` is a folder or Hub id, None means MODEL. `read` decodes one file to
+    an upright RGB picture, in threads; `fetch` brings a model of the Hub. ValueError where the rules cannot be kept,
+    RuntimeError where the model is needed and cannot be loaded.
     """
     text.check(rules)
     model = model or MODEL
     missing = {name: path for name, path in pictures.items() if name not in given}
+    wanted = pictures if captioning == "all" else missing
     captions = {name: text.from_user(given[name], rules) for name in pictures if name in given}
     noun = rules.class_noun
-    asking, reason = whether_to_ask(model, device, autocaption=autocaption, missing=len(missing), of=len(pictures))
+    asking, reason = whether_to_ask(model, device, captioning=captioning, missing=len(missing), of=len(pictures))
     log(f"captions: {reason}")
     if asking:
         start = time.perf_counter()
         with load(model, device, dtype, fetch) as captioner:
             log(f"captions: loaded in {time.perf_counter() - start:.1f} s")
             batch_size = CPU_BATCH_SIZE if device == "cpu" else BATCH_SIZE
-            written, noun = caption_pictures(captioner, missing, rules, read=read, batch_size=batch_size, log=log)
-            captions |= written
+            written, noun = caption_pictures(captioner, wanted, rules, read=read, batch_size=batch_size, log=log)
+            captions |= {name: replace(made, own=given.get(name)) for name, made in written.items()}
     else:
         captions |= {name: text.from_template(rules) for name in missing}
     captions = {name: captions[name] for name in pictures}
@@ -161,18 +164,20 @@ def caption_all(
     return captions, noun
 
 
-def whether_to_ask(model: str, device: str, *, autocaption: bool, missing: int, of: int) -> tuple[bool, str]:
-    """Whether the model is loaded for the `missing` of `of` captions, and why, for the log."""
-    if not missing:
+def whether_to_ask(model: str, device: str, *, captioning: str, missing: int, of: int) -> tuple[bool, str]:
+    """Whether the model is loaded for `of` pictures, of which `missing` have no caption, and why, for the log."""
+    if not missing and captioning != "all":
         return False, f"all {of} pictures have yours; the captioning model is not loaded"
-    if not autocaption:
-        return False, f"{missing} of {of} pictures have none and autocaption=false, so they get a template"
+    if captioning == "disabled":
+        return False, f"{missing} of {of} pictures have none and captioning is disabled, so they get a template"
     if device == "cpu" and not is_at_hand(model):
         return False, (
             f"{missing} of {of} pictures have none, and without a GPU the captioning model {model} is not downloaded, "
             "so they get a template. For better ones put a .txt beside each picture, or set CAPTIONER to a folder "
             "with a Qwen3-VL-Instruct model"
         )
+    if captioning == "all":
+        return True, f"captioning is all; loading {model} on {device} to write new ones for all {of} pictures"
     return True, f"{missing} of {of} pictures have none; loading {model} on {device} to write them"
 
 
@@ -211,10 +216,10 @@ def caption_pictures(
         )
 
     names = list(pictures)
-    if rules.lora_type == "subject" and rules.class_noun is None:
+    if rules.lora_type == "subject" and rules.kind != "general" and rules.class_noun is None:
         some = names[:: -(-len(names) // NOUN_PICTURES)]
-        answers = ask(some, text.CLASS_NOUN_QUESTION, "", "subjects named", NOUN_TOKENS)
-        noun = text.class_noun([answer for _, answer in answers])
+        answers = ask(some, questions.CLASS_NOUN_QUESTION, "", "subjects named", NOUN_TOKENS)
+        noun = questions.class_noun([answer for _, answer in answers])
         rules = replace(rules, class_noun=noun)
         log(
             f"captions: the subject is a {noun}"
@@ -223,17 +228,17 @@ def caption_pictures(
         )
 
     captions, reasons = {}, {}
-    for name, answer in ask(names, text.question(rules), rules.prefix.strip(), "captions"):
+    for name, answer in ask(names, questions.question(rules), rules.prefix.strip(), "captions"):
         made = text.from_model(answer, rules)
         if isinstance(made, Rejected):
             reasons[name] = made.reason
         else:
             captions[name] = Caption(text=made, source="model")
 
-    opening = text.retry_opening(rules)
+    opening = questions.retry_opening(rules)
     begin = f"{rules.prefix.strip()} {opening}".strip()
-    for name, answer in ask(list(reasons), text.plainer_question(rules), begin, "captions written again"):
-        made = text.from_model(text.continued(opening, answer), rules)
+    for name, answer in ask(list(reasons), questions.plainer_question(rules), begin, "captions written again"):
+        made = text.from_model(questions.continued(opening, answer), rules)
         if isinstance(made, Rejected):
             note = f"no caption in two answers: {reasons[name]}; {made.reason}"
             captions[name] = text.from_template(rules, note)
@@ -285,7 +290,7 @@ def load(model: str, device: str, dtype: torch.dtype, fetch: Fetch = download) -
         raise RuntimeError(
             f"the captioning model {model} cannot be loaded: {str(error) or repr(error)}\n"
             "Set CAPTIONER to a folder or Hub id of a Qwen3-VL-Instruct model (Qwen/Qwen3-VL-4B-Instruct and "
-            "Qwen/Qwen3-VL-2B-Instruct are smaller), or train with autocaption=false, or put a .txt with a caption "
+            "Qwen/Qwen3-VL-2B-Instruct are smaller), or train with captioning=disabled, or put a .txt with a caption "
             "beside every picture."
         ) from error
     try:

@@ -20,6 +20,7 @@ from lora.flux.base import Base
 from lora.flux.hardware import Gpu
 from lora.pictures import archive, buckets, photos, survey
 from lora.pictures.photos import Photo
+from lora.presets import PRIORITIES
 from lora.request import NO_SECRETS, Secrets, TrainRequest, parse_prompts
 from lora.result import hub, preview, record, report
 from lora.result.report import Lesson
@@ -104,7 +105,7 @@ def run(
     for what a user can mend, and DiskError where the disk takes no more, with a message that is enough by itself.
     """
     log = Remembering(log)
-    check(request, secrets)
+    check(request, secrets, log)
     with disk.work_folder("flux-lora-") as work, contextlib.ExitStack() as lent:
         desk = Desk(
             request=request,
@@ -129,13 +130,18 @@ def run(
         return pack(desk, gathered, captioned, encoded, learned, output)
 
 
-def check(request: TrainRequest, secrets: Secrets) -> None:
-    """Raises ValueError for everything that can be seen before a picture is opened, the Hub's refusal included."""
+def check(request: TrainRequest, secrets: Secrets, log: Log) -> None:
+    """Raises ValueError for everything that can be seen before a picture is opened, the Hub's refusal included; tells
+    what was made of the inputs."""
     # The libraries' bars redraw one line, which a log shows as thousands; what they warn of is said elsewhere, once.
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
         library.utils.logging.set_verbosity_error()
     request.check(secrets)
+    for note in request.notes:
+        log(note)
+    for warning in request.warnings(secrets):
+        log(f"{WARNING}{warning}")
     if request.hf_repo_id:
         hub.check_access(request.hf_repo_id, secrets.hf_token or "", request.hf_private)
 
@@ -162,7 +168,7 @@ def gather(desk: Desk, changes: Mapping[str, Any]) -> Gathered:
             f"{WARNING}trigger_word: {request.trigger_word!r} is an ordinary word, so what is learned will show"
             " wherever a prompt has it; a word that means nothing, such as TOK, keeps the two apart"
         )
-    decided = decide.decide(request, flux, desk.gpu, changes, log)
+    decided = decide.decide(request, len(found), flux, desk.gpu, changes, log)
     start: Mapping[str, Pair] | None = None
     if request.resume_from:
         with desk.stage("fetching the earlier LoRA"):
@@ -190,7 +196,7 @@ def caption_all(desk: Desk, gathered: Gathered) -> Captioned:
             {photo.name: photo.path for photo in found},
             {photo.name: photo.caption for photo in found if photo.caption is not None},
             gathered.rules,
-            autocaption=desk.request.autocaption,
+            captioning=desk.request.captioning,
             model=desk.captioner,
             device=plan.device,
             dtype=plan.dtype,
@@ -213,8 +219,14 @@ def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
         unseen = [example for example in examples if validation.is_of(held_out, example)]
     with desk.stage("encoding prompts"):
         own = [text.fill_in(prompt, request.trigger_word) for prompt in parse_prompts(request.preview_prompts)]
-        noun = captioned.class_noun
-        asked = preview.prompts(request.trigger_word, request.lora_type, noun, flux.native, own)
+        asked = preview.prompts(
+            request.trigger_word,
+            request.mode or request.lora_type,
+            captioned.class_noun,
+            flux.native,
+            own,
+            most=PRIORITIES[request.priority].previews,
+        )
         count = settings.prior_prompts if settings.prior_ratio else 0
         apart = prompts.apart(spoken, request.trigger_word, count, settings.seed, settings.prior_kinds, noun)
         counted = {prompt: gathered.rules.t5.count(prompt) for prompt in dict.fromkeys(["", *spoken, *asked, *apart])}
@@ -231,7 +243,7 @@ def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
         unseen=unseen,
         texts=texts,
         asked=asked,
-        preview_every=request.preview_every,
+        preview_every=decided.preview_every,
         apart=apart,
         start=gathered.start,
     )
@@ -260,6 +272,7 @@ def pack(
                 caption=own.text,
                 source=own.source,
                 note=own.note,
+                own=own.own,
                 thumbnail=encoded.thumbnails[name],
                 held_out=name == encoded.decided.held_out,
             )
@@ -348,6 +361,7 @@ def _rules(request: TrainRequest, flux: Base) -> Rules:
     return Rules(
         trigger_word=request.trigger_word,
         lora_type=request.lora_type,
+        mode=request.mode,
         prefix=text.fill_in(request.autocaption_prefix, request.trigger_word),
         suffix=text.fill_in(request.autocaption_suffix, request.trigger_word),
         class_noun=None,

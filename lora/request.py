@@ -7,10 +7,11 @@ parsed one. Nothing here touches the file's content, a model or the network.
 import dataclasses
 import os
 import re
-import unicodedata
 from pathlib import Path
 
-LORA_TYPES = ("subject", "style")
+from lora import trigger
+from lora.presets import CAPTIONING, LORA_TYPES, MODES, PRIORITIES
+
 FIRMNESS = {"": 1.0, "off": 0.0, "light": 0.5, "firm": 2.0}
 """What `preservation` means, times what suits the type."""
 RESOLUTION_RANGE = (64, 2048)
@@ -46,12 +47,17 @@ class TrainRequest:
     """1 to 60 characters, any script."""
     lora_type: str
     """One of LORA_TYPES."""
-    autocaption: bool
-    """Whether pictures without a caption get one from the captioning model (else from a template)."""
+    mode: str | None
+    """One of `presets.MODES`: how captions are written and which previews are drawn; None: as suits the type."""
+    priority: str
+    """One of `presets.PRIORITIES`, which decides what is left empty below."""
+    captioning: str
+    """One of `presets.CAPTIONING`: which pictures the captioning model writes for (the rest: a template)."""
     autocaption_prefix: str
     autocaption_suffix: str
-    training_steps: int
-    """Optimizer steps, 0 to 6000; 0, with `resume_from`, only packs that LoRA."""
+    training_steps: int | None
+    """Optimizer steps, 0 to 6000; 0, with `resume_from`, only packs that LoRA; None: chosen from the number of pictures
+    and the type (`lora.training.recipe.steps_for`)."""
     learning_rate: float | None
     """1e-7 to 1e-2; None: chosen from the type, the rank and the base (`lora.training.recipe`)."""
     lora_rank: int
@@ -84,36 +90,41 @@ class TrainRequest:
     wandb_project: str | None
     wandb_run: str | None
     wandb_entity: str | None
+    notes: tuple[str, ...] = ()
+    """What the log tells of inputs that were given under another name or tidied (`presets.Settled`)."""
+    faults: tuple[str, ...] = ()
+    """Inputs that contradict each other (`presets.Settled`); `check` tells them with the others."""
+
+    def warnings(self, secrets: Secrets = NO_SECRETS) -> list[str]:
+        """What has no effect, a line each."""
+        names = ("wandb_project", "wandb_run", "wandb_entity")
+        given = [name for name in names if getattr(self, name)]
+        if given and not secrets.wandb_api_key:
+            return [f"{', '.join(given)}: without wandb_api_key nothing is shown at Weights & Biases; give that too"]
+        return []
 
     def check(self, secrets: Secrets = NO_SECRETS) -> None:
         """Raises ValueError with every fault of the request in one message, one a line."""
-        faults = []
+        faults = [*self.faults]
         if not self.input_images.is_file():
-            faults.append(
-                f"input_images: there is no file {self.input_images.name!r}; give a zip, tar or tar.gz of pictures"
-            )
-        word = self.trigger_word
-        if not word.strip():
-            faults.append("trigger_word: it is blank; give 1 to 60 characters, such as TOK")
-        elif word != word.strip() or _breaks_the_line(word):
-            faults.append(
-                f"trigger_word: {word!r} begins or ends with a space, or holds a line break or control character;"
-                " give it on one line without them"
-            )
-        elif not any(unicodedata.category(sign)[0] in "LNS" for sign in word):
-            faults.append(f"trigger_word: {word!r} is punctuation alone; give a word, such as TOK")
+            faults.append(f"input_images: {self._what_came()}; give a zip, tar or tar.gz of pictures")
+        if why := trigger.fault(self.trigger_word):
+            faults.append(f"trigger_word: {why}")
         for name in ("autocaption_prefix", "autocaption_suffix"):
             value = getattr(self, name)
-            if _breaks_the_line(value):
+            if trigger.breaks_the_line(value):
                 faults.append(f"{name}: it holds a line break or a control character; give one line of text")
-        if self.lora_type not in LORA_TYPES:
-            faults.append(f"lora_type: {self.lora_type!r} is not one of {', '.join(LORA_TYPES)}")
+        for name, allowed in (("lora_type", LORA_TYPES), ("priority", PRIORITIES), ("captioning", CAPTIONING)):
+            if getattr(self, name) not in allowed:
+                faults.append(f"{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}")
+        if self.mode is not None and self.mode not in MODES:
+            faults.append(f"mode: {self.mode!r} is not one of {', '.join(MODES)}")
         if self.resolution is not None:
             try:
                 parse_resolution(self.resolution)
             except ValueError as error:
                 faults.append(str(error))
-        if self.preview_every and self.training_steps / self.preview_every > MAX_PREVIEWS:
+        if self.preview_every and self.training_steps and self.training_steps / self.preview_every > MAX_PREVIEWS:
             faults.append(
                 f"preview_every: {self.preview_every} of {self.training_steps} steps are more than {MAX_PREVIEWS}"
                 f" previews, and each takes time; give {-(-self.training_steps // MAX_PREVIEWS)} or more, or 0"
@@ -129,6 +140,14 @@ class TrainRequest:
         faults += self._faults_of_resuming() + self._faults_of_publishing(secrets)
         if faults:
             raise ValueError("\n".join(faults))
+
+    def _what_came(self) -> str:
+        """What is there in place of the archive."""
+        given = re.sub(r"^(\w+:)/+", r"\1//", str(self.input_images))  # a Path has one slash of an address' two
+        shown = without_secrets(given)[:80]
+        if "://" in shown:
+            return f"{shown!r} is an address that could not be fetched"
+        return f"{self.input_images.name[:80]!r} is a folder" if self.input_images.is_dir() else f"no file {shown!r}"
 
     def _faults_of_resuming(self) -> list[str]:
         faults = []
@@ -166,10 +185,6 @@ class TrainRequest:
         for name, secret in dataclasses.asdict(secrets).items():
             if secret and not (secret.isascii() and secret.isprintable() and " " not in secret):
                 faults.append(f"{name}: it holds a space or a character that no token has; copy it once more")
-        if not secrets.wandb_api_key:
-            for name in ("wandb_project", "wandb_run", "wandb_entity"):
-                if getattr(self, name):
-                    faults.append(f"{name}: it is given without wandb_api_key; give that too, or leave it empty")
         return faults
 
 
@@ -178,11 +193,6 @@ def without_secrets(address: str) -> str:
     scheme, found, rest = re.split(r"[?#]", address, maxsplit=1)[0].partition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme}{found}{re.sub(r':[0-9]*$', '', host.rpartition('@')[2])}{slash}{path}"
-
-
-def _breaks_the_line(text: str) -> bool:
-    """Whether it holds a line break, a control character, or half of a character."""
-    return any(unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") for sign in text)
 
 
 def parse_resolution(text: str) -> tuple[int, ...]:

@@ -116,7 +116,7 @@ def caption_folder(folder: Path, rules: Rules, model: str | None) -> int:
         {photo.name: photo.path for photo in found},
         {photo.name: photo.caption for photo in found if photo.caption is not None},
         rules,
-        autocaption=True,
+        captioning="automatic",
         model=model,
         device=device,
         dtype=torch.bfloat16 if device == "cuda" else torch.float32,

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 FLOORS = (
-    {"request", "disk", "wait"},
+    {"request", "presets", "trigger", "disk", "wait"},
     {"pictures"},
     {"file", "result"},
     {"flux"},
@@ -19,12 +19,13 @@ FLOORS = (
 )
 """From the ground up: the rooms of `lora`, and the files that stand beside them."""
 
-GROUND = ["request", "disk", "wait"]
+GROUND = ["request", "presets", "trigger", "disk", "wait"]
 ROOMS = ("pictures", "file", "result", "flux", "training")
 WITHOUT_TORCH = (
     *(f"lora.{name}" for name in GROUND),
     *("lora.pictures.archive", "lora.pictures.photos", "lora.pictures.survey", "lora.pictures.buckets"),
-    *("lora.result.report", "lora.result.preview", "lora.result.curve", "lora.training.words", "captioner.text"),
+    *("lora.result.report", "lora.result.preview", "lora.result.curve", "lora.training.words"),
+    *("captioner.text", "captioner.questions"),
 )
 
 FILES = sorted(file for file in (ROOT / "lora").rglob("*.py") if file != ROOT / "lora" / "__init__.py")

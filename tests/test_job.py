@@ -107,7 +107,7 @@ def test_the_tar_holds_the_weights_captions_and_the_record_and_nothing_is_left(
     assert list(tar.parent.iterdir()) == [tar]
     assert list(work.iterdir()) == []
     assert "TOY BASE" in lines[2]
-    assert any(line.startswith("step 3/3 (100%)") for line in lines)
+    assert any(line.startswith("100%|##########| 3/3") for line in lines)
     assert lines[-1].startswith("seconds: ")
 
 
@@ -156,7 +156,7 @@ def test_previews_that_fail_cost_nobody_the_lora(
         text = page.read().decode()
     assert "previews could not be drawn" in text
     assert "Before and after" not in text
-    assert sum(line.startswith("step 3/3 (100%)") for line in lines) == 1, "trained once"
+    assert sum(line.startswith("100%|##########| 3/3") for line in lines) == 1, "trained once"
     assert [line for line in lines if "CUDA out of memory." in line]
     assert list(work.iterdir()) == []
 
@@ -444,7 +444,30 @@ def test_each_step_of_a_job_hands_the_next_what_it_needs(archive: Path, work: Pa
     assert torch.equal(trained[f"transformer.{layer}.lora_A.weight"], a)
 
 
+def test_what_is_left_empty_is_decided_by_the_pictures_and_the_priority_and_told(archive: Path, work: Path) -> None:
+    lines: list[str] = []
+    open_ones = {"training_steps": None, "resolution": None, "priority": "speed", "mode": "character"}
+    desk = _desk(archive, work, lines, **open_ones, preview_every=2)
+    decided = job.gather(desk, {}).decided
+    assert (decided.settings.steps, decided.resolutions, decided.preview_every) == (300, (96,), 5)
+    assert "resolution: 96, the smallest of the base's, as priority 'speed' has it" in lines
+    assert (
+        "training steps: 300, 27 for each of 3 pictures of a character, but at least 300; times 0.5 as priority 'speed'"
+        " has it, at least 300" in lines
+    )
+    assert "preview_every: 5 in place of 2: no more than 60 times in 300 steps" in lines
+    assert {"steps", "resolutions"} <= set(decided.record()["reasons"])
+
+
+def test_the_check_tells_what_was_made_of_the_inputs_and_warns_of_what_has_no_effect(archive: Path) -> None:
+    lines: list[str] = []
+    request = a_request(archive, notes=("lora_rank: 8, given as rank",), wandb_project="p")
+    job.check(request, NO_SECRETS, lines.append)
+    assert lines[0] == "lora_rank: 8, given as rank"
+    assert lines[1].startswith("warning: wandb_project: without wandb_api_key")
+
+
 def test_the_check_comes_before_anything_is_opened(tmp_path: Path) -> None:
     request = a_request(tmp_path / "no.zip", resolution="7")
     with pytest.raises(ValueError, match=r"(?s)input_images.*resolution"):
-        job.check(request, NO_SECRETS)
+        job.check(request, NO_SECRETS, print)

@@ -13,7 +13,9 @@ def a_request(archive: Path, **changes: Any) -> TrainRequest:
         "input_images": archive,
         "trigger_word": "TOK",
         "lora_type": "subject",
-        "autocaption": False,
+        "mode": None,
+        "priority": "quality",
+        "captioning": "disabled",
         "autocaption_prefix": "",
         "autocaption_suffix": "",
         "training_steps": 2,
@@ -58,7 +60,7 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
         assert name in str(caught.value)
 
 
-@pytest.mark.parametrize("word", ["TOK", "my dog", "猫", "é", "<s1>", "🐶", '"q"', "👨‍👩‍👧", "می‌خواهم", "a\u00a0b"])
+@pytest.mark.parametrize("word", ["TOK", "my dog", "猫", "é", "<s1>", "🐶", "👨‍👩‍👧", "می‌خواهم", "a\u00a0b"])
 def test_a_trigger_word_of_any_script_is_taken(word: str, tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"")
     a_request(tmp_path / "a.zip", trigger_word=word).check()
@@ -109,12 +111,51 @@ def test_what_can_be_no_token_is_refused_without_being_shown(secret: str, tmp_pa
     assert "é" not in str(caught.value)
 
 
-def test_the_names_for_wandb_need_its_key(tmp_path: Path) -> None:
+def test_the_names_for_wandb_without_its_key_are_a_warning(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"")
     request = a_request(tmp_path / "a.zip", wandb_project="p", wandb_entity="e")
-    with pytest.raises(ValueError, match=r"wandb_project: .*wandb_api_key.*\nwandb_entity: "):
-        request.check()
-    request.check(Secrets(wandb_api_key="k"))
+    request.check()
+    [warning] = request.warnings()
+    assert warning.startswith("wandb_project, wandb_entity: without wandb_api_key nothing is shown")
+    assert request.warnings(Secrets(wandb_api_key="k")) == []
+    assert a_request(tmp_path / "a.zip").warnings() == []
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("a photo of my dog", r"'a photo of my dog' is a sentence of 5 words"),
+        ("My dog Rex.", r"'My dog Rex\.' is a sentence of 3 words"),
+        ("[trigger]", r"\[trigger\] only stands for the trigger word"),
+        ("my [TRIGGER]", r"\[trigger\] only stands for the trigger word"),
+        ("T\u200bOK", r"has invisible characters \(U\+200B\) around it or in it; give 'TOK'"),
+        ('"TOK"', r"has quotes or commas around it or in it; give 'TOK'"),
+        ("TOK ", r"has spaces around it or in it; give 'TOK'"),
+        ("TO\nK", r"holds a line break or control character"),
+    ],
+)
+def test_what_is_no_trigger_word_is_refused_with_what_to_give(word: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"^trigger_word: .*{told}"):
+        a_request(tmp_path / "a.zip", trigger_word=word).check()
+
+
+def test_what_came_in_place_of_an_archive_is_told_without_its_secrets(tmp_path: Path) -> None:
+    for given, told in (
+        (tmp_path, "is a folder; give a zip"),
+        (tmp_path / "gone.zip", "no file"),
+        (Path("https://u:SECRET@example.com/x.zip?sig=SECRET"), "is an address that could not be fetched"),
+    ):
+        with pytest.raises(ValueError, match=r"^input_images: ") as caught:
+            a_request(given).check()
+        assert told in str(caught.value)
+        assert "SECRET" not in str(caught.value)
+
+
+def test_contradictions_are_told_with_the_other_faults(tmp_path: Path) -> None:
+    faults = ("steps: it means the same as training_steps",)
+    with pytest.raises(ValueError, match=r"(?s)^steps: .*input_images: .*priority: 'fast' is not one of"):
+        a_request(tmp_path / "gone.zip", priority="fast", faults=faults).check()
 
 
 def test_no_steps_make_sense_with_an_earlier_lora_alone(tmp_path: Path) -> None:

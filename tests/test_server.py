@@ -25,7 +25,7 @@ QUICK = {
     "resolution": "64",
     "preservation": "off",
     "preview_prompts": "a [trigger]",
-    "autocaption": False,
+    "captioning": "disabled",
     "seed": 1,
 }
 CANCEL_SECONDS = 3 * 2
@@ -120,7 +120,7 @@ def test_a_zip_in_the_request_comes_back_as_a_tar(trainer, first):
     stages = [line for line in lines if line.startswith("== ")]
     assert stages[0] == "== unpacking"
     assert stages[-1] == "== packing"
-    assert any(line.startswith("step 2/2 (100%), loss ") for line in lines)
+    assert any(line.startswith("100%|##########| 2/2, loss ") for line in lines)
     assert server.left_by_cog(first["id"]) == []
 
 
@@ -130,6 +130,73 @@ def test_a_bad_request_is_refused_with_everything_that_is_wrong(trainer):
     assert status == 422
     assert {fault["loc"][-1] for fault in answer["detail"]} == {*inputs, "input_images"}
     assert all(fault["msg"] for fault in answer["detail"])
+
+
+def test_the_names_that_other_trainers_have_count_and_are_told(trainer):
+    """Cog drops a name that is in no signature without a word to the caller: only its own output tells of it."""
+    asked = {"trigger_phrase": '"VEK",', "is_style": True, "autocaption": False, "steps": 1, "rank": 2}
+    answer = trainer.train(
+        input_images=FEW, **asked, mode="style", priority="speed", prior_loss_weight=0, no_such_input=1
+    )
+    assert answer["status"] == "succeeded", answer
+    files = members(answer)
+    lines = answer["logs"].splitlines()
+    for line in (
+        "trigger_word: '\"VEK\",', given as trigger_phrase",
+        "trigger_word: 'VEK'; quotes or commas left out of '\"VEK\",'",
+        "lora_type: 'style', given as is_style",
+        "captioning: 'disabled', given as autocaption",
+        "training_steps: 1, given as steps",
+        "lora_rank: 2, given as rank",
+        "resolution: 96, the smallest of the base's, as priority 'speed' has it",
+    ):
+        assert line in lines
+    written = json.loads(files["request.json"])
+    assert written["decided"]["steps"] == 1
+    inputs = written["inputs"]
+    given = [inputs[name] for name in ("trigger_word", "lora_type", "mode", "priority", "captioning", "lora_rank")]
+    assert given == ["VEK", "style", "style", "speed", "disabled", 2]
+    assert inputs["notes"] == lines[:6]
+    assert files["output/flux_train_replicate/captions/0.png.txt"] == b"in the style of VEK\n"
+    output = trainer.output.read_text(encoding="utf-8")
+    assert "Stripped unknown input fields" in output
+    assert "no_such_input" in output
+
+
+def test_a_request_that_contradicts_itself_is_refused_at_once_with_everything_that_is_wrong(trainer):
+    contradicting = {
+        "training_steps": 2,
+        "steps": 3,
+        "mode": "style",
+        "lora_type": "subject",
+        "lora_rank": 16,
+        "rank": 8,
+    }
+    word = "a photo of my dog"
+    answer = trainer.train(input_images=FEW, trigger_word=word, trigger_phrase="TOK", preview_every=0, **contradicting)
+    assert answer["status"] == "failed"
+    for told in (
+        "trigger_phrase: it means the same as trigger_word, and they differ",
+        "mode: 'style' is for a style, and lora_type is 'subject'",
+        "steps: it means the same as training_steps, and they differ: training_steps is 2, steps is 3",
+        "rank: it means the same as lora_rank, and they differ: lora_rank is 16, rank is 8",
+        "trigger_word: 'a photo of my dog' is a sentence of 5 words",
+    ):
+        assert told in answer["error"]
+    assert "==" not in answer["logs"]
+
+
+def test_the_form_begins_with_what_everybody_needs_and_ends_with_old_names(trainer):
+    properties = trainer.ask("GET", "/openapi.json")[1]["components"]["schemas"]["TrainingInput"]["properties"]
+    names = sorted(properties, key=lambda name: properties[name]["x-order"])
+    assert names[:3] == ["input_images", "trigger_word", "lora_type"]
+    old = [name for name in names if properties[name].get("deprecated")]
+    assert old == names[-len(old) :]
+    assert {"steps", "rank", "trigger_phrase", "is_style", "caption_prefix", "caption_suffix", "autocaption"} <= set(
+        old
+    )
+    common, expert = names.index("training_steps"), names.index("learning_rate")
+    assert common < expert < names.index("wandb_entity")
 
 
 def test_a_failure_tells_the_caller_everything_and_leaves_nothing(trainer):
@@ -190,7 +257,7 @@ NO_BASE = "ValueError: FLUX_BASE: base is not a complete FLUX base in diffusers'
         (
             "captioning",
             "captioner/*.safetensors",
-            {"autocaption": True},
+            {"captioning": "automatic"},
             "RuntimeError: the captioning model ",
         ),
         ("encoding pictures", "base/vae/*.safetensors", {}, f"{NO_BASE}vae has no"),

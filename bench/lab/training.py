@@ -7,7 +7,7 @@ import torch
 
 from bench.lab.cell import LOOKS, TRIGGER, Cell, the_base
 from bench.lab.recipes import RECIPES
-from lora import job
+from lora import job, presets
 from lora.file import source, weights
 from lora.flux import adapter
 from lora.flux.base import Base
@@ -30,7 +30,8 @@ def request_for(cell: Cell, archive: Path, width: int) -> TrainRequest:
         "input_images": archive,
         "trigger_word": TRIGGER,
         "lora_type": cell.kind,
-        "autocaption": False,
+        "captioning": "disabled",
+        "lora_rank": presets.LORA_RANK,
         "training_steps": cell.steps,
         "seed": cell.seed,
         "preview_prompts": "a red circle",

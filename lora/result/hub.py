@@ -1,10 +1,8 @@
-"""Publishing on the Hugging Face Hub: what is asked before a training, the model card, and the upload.
+"""Publishing on the Hugging Face Hub: what is asked before a training, and the upload. The model card is `card.py`'s.
 
 Uploaded are the weights, the card and pictures that the model drew; never the user's pictures or captions.
 """
 
-import json
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,24 +15,12 @@ from huggingface_hub.utils import disable_progress_bars
 
 from lora import wait
 from lora.request import TrainRequest
+from lora.result import card
 from lora.result.preview import Preview, thumbnail
 
 TRIES = 4
 FIRST_WAIT, LONGEST_WAIT = 2.0, 60.0
 """Seconds before the second try; it doubles each time, and a server that names a time (Retry-After) is believed."""
-WEIGHTS_NAME = "lora.safetensors"
-
-FLUX_DEV, FLUX_SCHNELL = "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell"
-_LICENCES = {
-    FLUX_DEV: (
-        "license: other\n"
-        "license_name: flux-1-dev-non-commercial-license\n"
-        "license_link: https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md\n",
-        "The FLUX.1 [dev] Non-Commercial License, as for every LoRA of that model:"
-        " https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md",
-    ),
-    FLUX_SCHNELL: ("license: apache-2.0\n", "Apache 2.0, as FLUX.1 [schnell]."),
-}
 
 
 class UploadFailed(Exception):
@@ -109,112 +95,6 @@ def _fault_of_repository(api: HfApi, repo_id: str, private: bool) -> str | None:
             return f"hf_token: this token may not write to {repo_id}, which exists; give one that may"
         raise
     return None
-
-
-# ---------------------------------------------------------------- the card
-
-
-def card(
-    repo_id: str, request: TrainRequest, decided: Mapping[str, Any], pictures: int, previews: Mapping[str, str]
-) -> str:
-    """The README.md of the repository.
-
-    `decided` holds the base's name and, where there was a training, its learning rate, resolutions, seed and the step
-    whose weights these are; `pictures` counts those trained on; `previews` maps the name of an uploaded picture to its
-    prompt.
-    """
-    word, base = request.trigger_word, str(decided["base"])
-    licence, licence_text = _LICENCES.get(base, _LICENCES[FLUX_DEV])
-    base_id = base if base in _LICENCES else FLUX_DEV
-    whose = f"A LoRA for {base_id}."
-    if base not in _LICENCES:
-        whose = f"A LoRA for the base in the folder {_code(base)}: it fits {base_id} where the folder held that."
-    widget = "".join(f"- text: {_quoted(prompt)}\n  output:\n    url: {name}\n" for name, prompt in previews.items())
-    prompt = next((prompt for prompt in previews.values() if word in prompt), word)
-    training = _settings_table(request, decided, pictures) if request.training_steps else ""
-    return f"""\
----
-{licence}base_model: {base_id}
-base_model_relation: adapter
-library_name: diffusers
-pipeline_tag: text-to-image
-tags:
-- flux
-- lora
-- diffusers
-- text-to-image
-- template:sd-lora
-instance_prompt: {_quoted(word)}
-{"widget:" + chr(10) + widget if widget else ""}---
-
-# {_plain(repo_id.split("/")[1])}
-
-{whose} Put {_code(word)} in the prompt to call up what it has learned.
-
-<Gallery />
-
-## Use it
-
-With [diffusers](https://github.com/huggingface/diffusers):
-
-```python
-import torch
-from diffusers import FluxPipeline
-
-pipeline = FluxPipeline.from_pretrained("{base_id}", torch_dtype=torch.bfloat16).to("cuda")
-pipeline.load_lora_weights("{repo_id}", weight_name="{WEIGHTS_NAME}")
-image = pipeline({_quoted(prompt)}).images[0]
-```
-
-In ComfyUI: put [`{WEIGHTS_NAME}`](https://huggingface.co/{repo_id}/resolve/main/{WEIGHTS_NAME}) into `models/loras` and
-load it with the node *Load LoRA*.
-
-On [Replicate](https://replicate.com/black-forest-labs/flux-dev-lora): set `lora_weights` to `huggingface.co/{repo_id}`.
-
-{training}## Licence
-
-{licence_text}
-"""
-
-
-def _settings_table(request: TrainRequest, decided: Mapping[str, Any], pictures: int) -> str:
-    rows = {
-        "Pictures": pictures,
-        "Kind": request.lora_type,
-        "Steps": decided["weights_of_step"],
-        "Learning rate": f"{decided['learning_rate']:.3g}",
-        "Rank": request.lora_rank,
-        "Resolution": ", ".join(map(str, decided["resolutions"])),
-        "Batch size": request.batch_size,
-        "Caption dropout": request.caption_dropout_rate,
-        "Prior preservation": decided["prior_ratio"],
-        "Layers": request.layers_to_optimize_regex or "attention and MLP of every block",
-        "Seed": decided["seed"],
-        "Base": decided["base"],
-    }
-    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
-    return f"## Training\n\n| Setting | Value |\n| --- | --- |\n{table}\n\n"
-
-
-def _quoted(text: str) -> str:
-    """A string in double quotes that YAML, Python and JSON all read as `text`."""
-    return json.dumps("".join(c if c.isprintable() else " " for c in text), ensure_ascii=False)
-
-
-def _code(text: str) -> str:
-    """The text as a code span of Markdown, whatever backticks are in it (CommonMark 0.31, 6.1)."""
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    pad = " " if text.startswith("`") or text.endswith("`") else ""
-    return f"{fence}{pad}{text}{pad}{fence}"
-
-
-def _cell(value: object) -> str:
-    return _plain(str(value)).replace("|", "\\|")
-
-
-def _plain(text: str) -> str:
-    """The text without what Markdown or HTML would make something of."""
-    return re.sub(r"([\\`*_{}\[\]<>#])", r"\\\1", " ".join(text.split()))
 
 
 # ---------------------------------------------------------------- the upload
@@ -330,8 +210,10 @@ def publish(
         gallery = {f"images/{i}.webp": preview for i, preview in enumerate(previews)}
         prompts = {name: preview.prompt for name, preview in gallery.items()}
         drawn = {name: thumbnail(preview.after, 1024) for name, preview in gallery.items()}
-        text = card(repository, request, decided, pictures, prompts)
-        files: dict[str, Path | bytes] = {WEIGHTS_NAME: lora, "README.md": text.encode(), **drawn}
+        width, trained_with = card.of_file(lora)
+        word = request.trigger_word if "weights_of_step" in decided else trained_with
+        text = card.card(repository, request, decided, pictures, prompts, word=word, width=width)
+        files: dict[str, Path | bytes] = {card.WEIGHTS_NAME: lora, "README.md": text.encode(), **drawn}
         url = wait.interruptibly(lambda: upload(repository, token, private, files, log, given_up=left.is_set))
     except UploadFailed as failure:
         return {"repository": repository, "failed": str(failure)}

@@ -26,13 +26,38 @@ class Preview:
         return self.drawn[-1][1]
 
 
+_PRODUCT = (
+    "a product photo of {name} on a white background, studio light",
+    "{name} on a wooden table beside a cup of coffee",
+    "a hand holding {name}, a park in the background",
+)
+_CHARACTER = (
+    "a portrait photo of {name}, looking at the camera",
+    "a full-length photo of {name} walking through a city street",
+    "{name} laughing in a café, candid photo",
+)
+_SUBJECT = (
+    "a photo of {name} on a beach at sunset",
+    "a close-up of {name} by a window, soft light",
+    "a watercolour painting of {name}",
+)
+_NOUNS = {"product": "bottle"}
+"""What the prompt without the trigger word shows where no class noun is known; a person otherwise."""
+
+
 def prompts(
-    trigger_word: str, lora_type: str, class_noun: str | None, native: int, own: Sequence[str] = ()
+    trigger_word: str,
+    kind: str,
+    class_noun: str | None,
+    native: int,
+    own: Sequence[str] = (),
+    most: int | None = None,
 ) -> list[str]:
     """Prompts that call up what was learned, in settings of their own, and at least one that must stay as it was.
 
-    `native` is the side in pixels that the base draws best; `own` are the user's prompts, which come first and replace
-    all but the one without the trigger word.
+    `kind` is a lora_type or a mode: subject, style, character, product, general. `native` is the side in pixels that
+    the base draws best; `own` are the user's prompts, which come first and replace all but the one without the trigger
+    word. `most` is how many are drawn with the trigger word where there are no `own`; None means all.
     """
     name = f"{trigger_word} {class_noun}" if class_noun else trigger_word
     if native < TOY_SIDE:
@@ -49,16 +74,19 @@ def prompts(
         ]
     else:
         things = ["a lighthouse on a cliff", "a cat asleep on a chair", "a woman reading in a garden"]
-        noun = class_noun or "person"
+        noun = class_noun or _NOUNS.get(kind, "person")
         article = "an" if noun[0].lower() in "aeiou" else "a"
-        plain = things[0] if lora_type == "style" else f"a photo of {article} {noun} on a beach at sunset"
-        subject = [
-            f"a photo of {name} on a beach at sunset",
-            f"a close-up of {name} by a window, soft light",
-            f"a watercolour painting of {name}",
-        ]
-    wanted = [f"{thing}, in the style of {trigger_word}" for thing in things] if lora_type == "style" else subject
-    chosen = list(own) or wanted
+        templates = {"character": _CHARACTER, "product": _PRODUCT}.get(kind, _SUBJECT)
+        subject = [template.format(name=name) for template in templates]
+        plain = things[0] if kind in ("style", "general") else templates[0].format(name=f"{article} {noun}")
+    match kind:
+        case "style":
+            wanted = [f"{thing}, in the style of {trigger_word}" for thing in things]
+        case "general":  # as its captions have it: the word, then the whole picture
+            wanted = [f"{trigger_word}, {thing}" for thing in things]
+        case _:
+            wanted = subject
+    chosen = list(own) or wanted[:most]
     if all(trigger_word.casefold() in prompt.casefold() for prompt in chosen):
         chosen.append(plain)
     return list(dict.fromkeys(chosen))

@@ -41,7 +41,8 @@ def request_json(
     `run_id` is a hash of all of it: equal runs have equal ids. `upload` is what became of an upload, where one was
     asked for, and is no part of the id.
     """
-    inputs = {**dataclasses.asdict(request), "input_images": request.input_images.suffix or "archive"}
+    given = {name: value for name, value in dataclasses.asdict(request).items() if name != "faults"}
+    inputs = {**given, "input_images": request.input_images.suffix or "archive"}
     if request.resume_from:
         inputs["resume_from"] = without_secrets(request.resume_from)
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
@@ -72,7 +73,7 @@ def header(request: TrainRequest, decided: Mapping[str, Any], captions: Sequence
         "ss_network_dim": rank,
         "ss_network_alpha": rank,
         "ss_learning_rate": str(decided["learning_rate"]),
-        "ss_max_train_steps": str(request.training_steps),
+        "ss_max_train_steps": str(decided["steps"]),
         "ss_steps": str(decided["weights_of_step"]),
         "ss_seed": str(decided["seed"]),
         "ss_tag_frequency": json.dumps({"pictures": {word: sum(word in caption for caption in captions)}}),

@@ -43,6 +43,8 @@ class Lesson:
     """WebP; see `lora.result.preview.thumbnail`."""
     held_out: bool = False
     """Kept out of the training, to see when it turns."""
+    own: str | None = None
+    """The user's own caption, where the captioning model was asked to write another one."""
 
 
 def page(

@@ -5,10 +5,11 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lora import presets
 from lora.flux import hardware
 from lora.flux.base import Base
 from lora.flux.hardware import Gpu, Plan
-from lora.request import FIRMNESS, TrainRequest, parse_preservation, parse_resolution
+from lora.request import FIRMNESS, MAX_PREVIEWS, TrainRequest, parse_preservation, parse_resolution
 from lora.training import recipe
 from lora.training.fit import Settings
 
@@ -23,6 +24,8 @@ class Decided:
     plan: Plan
     resolutions: tuple[int, ...]
     settings: Settings
+    preview_every: int
+    """Steps between previews, 0 where they are drawn at the end alone."""
     text_tokens: int | None = None
     """What every text is padded to; None before the texts are known."""
     held_out: str | None = None
@@ -39,6 +42,7 @@ class Decided:
             "base": self.base,
             "plan": self.plan.reason,
             "resolutions": self.resolutions,
+            "preview_every": self.preview_every,
             **dataclasses.asdict(self.settings),
             "text_tokens": self.text_tokens,
             "held_out": self.held_out,
@@ -48,26 +52,40 @@ class Decided:
         return told | {name: value for name, value in later.items() if value is not None}
 
 
-def decide(request: TrainRequest, flux: Base, gpu: Gpu | None, changes: Mapping[str, Any], log: Log) -> Decided:
-    """Decides what the request left empty, and tells each decision with its reason.
+def decide(
+    request: TrainRequest, pictures: int, flux: Base, gpu: Gpu | None, changes: Mapping[str, Any], log: Log
+) -> Decided:
+    """Decides what the request left empty for so many pictures, and tells each decision with its reason.
 
     `changes` are fields of `fit.Settings` other than those decided here: how the lab compares recipes. Raises
     ValueError where the GPU's memory is too small for any plan.
     """
-    resolutions = parse_resolution(request.resolution) if request.resolution else flux.resolutions
+    own = parse_resolution(request.resolution) if request.resolution else None
+    resolutions, why_resolutions = presets.sides(request.priority, own, flux.resolutions)
+    log(f"resolution: {', '.join(map(str, resolutions))}, {why_resolutions}")
     plan = hardware.plan(gpu, flux.parameters, resolutions, batch_size=request.batch_size, rank=request.lora_rank)
     log(f"plan: {plan.reason}")
-    settings, reasons = _settings(request, flux, log)
+    settings, reasons = _settings(request, pictures, flux, log)
     return Decided(
         base=flux.name,
         plan=plan,
         resolutions=resolutions,
         settings=dataclasses.replace(settings, batch_size=plan.batch_size, **changes),
-        reasons=reasons | {"base": flux.reason, "plan": plan.reason},
+        preview_every=_preview_every(request.preview_every, settings.steps, log),
+        reasons=reasons | {"base": flux.reason, "plan": plan.reason, "resolutions": why_resolutions},
     )
 
 
-def _settings(request: TrainRequest, flux: Base, log: Log) -> tuple[Settings, dict[str, str]]:
+def _preview_every(asked: int, steps: int, log: Log) -> int:
+    """What was asked for, or more where the number of steps was decided here and would make too many previews."""
+    fewest = -(-steps // MAX_PREVIEWS)
+    if not 0 < asked < fewest:
+        return asked
+    log(f"preview_every: {fewest} in place of {asked}: no more than {MAX_PREVIEWS} times in {steps} steps")
+    return fewest
+
+
+def _settings(request: TrainRequest, pictures: int, flux: Base, log: Log) -> tuple[Settings, dict[str, str]]:
     row, why_row = recipe.choose(flux.native, request.lora_type)
     asked = "as asked for"
     seed, why_seed = request.seed, asked
@@ -79,7 +97,11 @@ def _settings(request: TrainRequest, flux: Base, log: Log) -> tuple[Settings, di
     firmness = parse_preservation(request.preservation)
     ratio = firmness if isinstance(firmness, float) else FIRMNESS[firmness] * row.prior_ratio
     why_ratio = asked if request.preservation else f"as suits a {request.lora_type}"
+    kind = "character" if request.mode == "character" else request.lora_type
+    suited = recipe.steps_for(request.lora_type, request.mode, pictures)
+    steps, why_steps = presets.steps(request.priority, request.training_steps, suited, recipe.LEAST_STEPS[kind])
     log(f"seed: {seed}, {why_seed}")
+    log(f"training steps: {steps}, {why_steps}")
     log(f"recipe: {why_row}")
     shape = f"held for {row.held:.0%} of the steps, then falling" if row.held else "falling from the start"
     log(f"learning rate: {rate:.3g}, {why_rate}; {shape}")
@@ -93,7 +115,7 @@ def _settings(request: TrainRequest, flux: Base, log: Log) -> tuple[Settings, di
     else:
         log("prior preservation: off, as asked for; the LoRA will show in prompts without the trigger word")
     settings = Settings(
-        steps=request.training_steps,
+        steps=steps,
         batch_size=request.batch_size,
         learning_rate=rate,
         caption_dropout_rate=request.caption_dropout_rate,
@@ -106,5 +128,11 @@ def _settings(request: TrainRequest, flux: Base, log: Log) -> tuple[Settings, di
         prior_prompts=row.prior_prompts,
         prior_every=row.prior_every,
     )
-    why = {"seed": why_seed, "learning_rate": why_rate, "prior_ratio": why_ratio, "recipe": why_row}
+    why = {
+        "seed": why_seed,
+        "steps": why_steps,
+        "learning_rate": why_rate,
+        "prior_ratio": why_ratio,
+        "recipe": why_row,
+    }
     return settings, why

@@ -104,3 +104,24 @@ def learning_rate_for(row: Recipe, width: int, rank: int) -> tuple[float, str]:
         rate *= (RANK / rank) ** 0.5
         reason += f", times ({RANK}/{rank})^0.5 for the rank"
     return rate, reason
+
+
+STEPS_A_PICTURE = {"character": 27, "subject": 50, "style": 100}
+"""Field: Astria's preset for portraits takes 27 a picture and its preset for styles 100; for other subjects Astria
+advises 50 to 70 where the pictures to come are like those given."""
+LEAST_STEPS = {"character": 300, "subject": 500, "style": 500}
+"""Field: Astria's least is 300; diffusers' example for FLUX.1-dev trains 500 steps on five pictures of a dog."""
+MOST_STEPS = 2000
+"""Field: the most that Krea takes, and Civitai's default for FLUX.1; ostris' trainer has 1000 for any number."""
+
+
+def steps_for(lora_type: str, mode: str | None, pictures: int) -> tuple[int, str]:
+    """The number of steps that suits so many pictures of a subject, a style or (mode "character") a person; and why."""
+    kind = "character" if mode == "character" else lora_type
+    count = STEPS_A_PICTURE[kind] * pictures
+    reason = f"{STEPS_A_PICTURE[kind]} for each of {pictures} pictures of a {kind}"
+    if count < LEAST_STEPS[kind]:
+        return LEAST_STEPS[kind], f"{reason}, but at least {LEAST_STEPS[kind]}"
+    if count > MOST_STEPS:
+        return MOST_STEPS, f"{reason}, but at most {MOST_STEPS}"
+    return count, reason

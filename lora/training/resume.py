@@ -32,7 +32,7 @@ def check(
 ) -> None:
     """Raises ValueError where the earlier LoRA does not belong on this base, or a training cannot go on from it."""
     faults = weights.misfits(earlier, adapter.shapes(skeleton))
-    if request.training_steps:
+    if request.training_steps != 0:
         faults += adapter.differences(earlier.pairs, modules, request.lora_rank)
     if faults:
         raise ValueError("\n  ".join(["resume_from: this LoRA does not fit:", *faults]))

@@ -1,10 +1,10 @@
 """What a LoRA has learned, under which words, and what it costs the base; told by the flow loss, without drawing.
 
 A diffusion model is a classifier: how well it predicts the noise in a picture under a caption says how well the caption
-explains the picture (Li et al. 2023, arXiv:2303.16203). So the base and the LoRA look at the same pictures with the same
-noise at the same timesteps: under the caption with the trigger word, under the same caption with another word in its
-place, and under the class noun. And the LoRA's velocity is compared with the base's on prompts that no step was trained
-on. `Measured` holds the numbers.
+explains the picture (Li et al. 2023, arXiv:2303.16203). So the base and the LoRA look at the same pictures with the
+same noise at the same timesteps: under the caption with the trigger word, under the same caption with another word in
+its place, and under the class noun. And the LoRA's velocity is compared with the base's on prompts that no step was
+trained on. `Measured` holds the numbers.
 """
 
 import dataclasses

@@ -92,7 +92,7 @@ def follow(reports: Iterator[StepReport], steps: int, watch: Callable[[int], boo
                 measured["seconds_left"] = left = rate * (steps - at.step)
                 pace = f"{rate:.3f} s/it, {int(left) // 60}:{int(left) % 60:02d} left"
             told.log(
-                f"step {at.step}/{steps} ({at.step / steps:.0%}), loss {smooth:.4f}, prior {values['prior_loss']:.4f},"
+                f"{bar(at.step, steps)}, loss {smooth:.4f}, prior {values['prior_loss']:.4f},"
                 f" lr {at.learning_rate:.2g}, {pace}"
             )
             for name, value in measured.items():
@@ -102,6 +102,15 @@ def follow(reports: Iterator[StepReport], steps: int, watch: Callable[[int], boo
         if watch(at.step):
             break
     return torch.stack(losses).tolist()
+
+
+def bar(step: int, steps: int) -> str:
+    """` 50%|#####     | 500/1000`: how tqdm shows progress, from which Replicate's clients read it.
+
+    Their patterns: `Prediction.Progress` of replicate-python, `parseProgressFromLogs` of replicate-javascript.
+    """
+    share = step / steps
+    return f"{int(100 * share):3d}%|{'#' * int(10 * share):<10}| {step}/{steps}"
 
 
 class Watch:

@@ -36,7 +36,7 @@ def _line(fidelity: float, following: float = 1.0, **changes: Any) -> dict[str, 
 def test_the_defaults_are_those_of_train_and_a_recipe_changes_only_what_it_names(tmp_path: Path) -> None:
     ours = training.request_for(_cell(), tmp_path / "a.zip", 3072)
     assert (ours.lora_rank, ours.batch_size, ours.learning_rate, ours.preservation) == (16, 1, 4e-4, "")
-    assert (ours.training_steps, ours.seed, ours.lora_type, ours.autocaption) == (100, 1, "subject", False)
+    assert (ours.training_steps, ours.seed, ours.lora_type, ours.captioning) == (100, 1, "subject", "disabled")
     theirs = training.request_for(_cell(recipe="diffusers", look="CHALQ"), tmp_path / "a.zip", 3072)
     assert (theirs.lora_rank, theirs.batch_size, theirs.learning_rate) == (4, 4, 1e-4)
     assert theirs.lora_type == "style"

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2VLImageProcessorPil
 
 from bench import captioner as benchmark
-from captioner import text
+from captioner import questions, text
 from captioner.caption import (
     GRID,
     MAX_PIXELS,
@@ -248,7 +248,7 @@ def test_a_model_that_cannot_be_loaded_whole_is_an_error_with_ways_out(
     ):
         pass
     assert "CAPTIONER" in str(error.value)
-    assert "autocaption=false" in str(error.value)
+    assert "captioning=disabled" in str(error.value)
 
 
 # --- whether it is asked
@@ -280,18 +280,25 @@ def test_a_model_is_at_hand_when_every_file_of_it_is(cached: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("device", "autocaption", "missing", "asking", "reason"),
+    ("device", "captioning", "missing", "asking", "reason"),
     [
-        ("cuda", True, 0, False, "all 9 pictures have yours"),
-        ("cuda", False, 2, False, "autocaption=false"),
-        ("cuda", True, 2, True, "2 of 9 pictures have none; loading"),
-        ("cpu", True, 2, False, "without a GPU .* Qwen/Qwen3-VL-8B-Instruct is not downloaded, so they get a template"),
+        ("cuda", "automatic", 0, False, "all 9 pictures have yours"),
+        ("cuda", "disabled", 2, False, "captioning is disabled"),
+        ("cuda", "automatic", 2, True, "2 of 9 pictures have none; loading"),
+        ("cuda", "all", 0, True, "to write new ones for all 9 pictures"),
+        (
+            "cpu",
+            "automatic",
+            2,
+            False,
+            "without a GPU .* Qwen/Qwen3-VL-8B-Instruct is not downloaded, so they get a template",
+        ),
     ],
 )
 def test_the_model_is_asked_only_where_a_caption_is_missing(
-    cached: Path, device: str, autocaption: bool, missing: int, asking: bool, reason: str
+    cached: Path, device: str, captioning: str, missing: int, asking: bool, reason: str
 ) -> None:
-    found = whether_to_ask(MODEL, device, autocaption=autocaption, missing=missing, of=9)
+    found = whether_to_ask(MODEL, device, captioning=captioning, missing=missing, of=9)
     assert found[0] is asking
     assert re.search(reason, found[1])
 
@@ -303,7 +310,7 @@ def all_captions(
     paths: dict[str, Path], given: dict[str, str], model: str, **changed: Any
 ) -> tuple[dict[str, text.Caption], str | None, list[str]]:
     log: list[str] = []
-    settings = {"autocaption": True, "device": "cpu", "dtype": torch.float32, "read": read} | changed
+    settings = {"captioning": "automatic", "device": "cpu", "dtype": torch.float32, "read": read} | changed
     captions, noun = caption_all(paths, given, SUBJECT, model=model, log=log.append, **settings)
     return captions, noun, log
 
@@ -317,6 +324,16 @@ def test_users_captions_win_and_nothing_is_loaded_where_none_is_missing(paths: d
     assert log[1:] == text.table(captions)
 
 
+def test_captioning_all_writes_new_ones_and_keeps_the_users_beside_them(folder: Path, paths: dict[str, Path]) -> None:
+    given = {"1.png": "TOK mine", "2.png": "TOK also mine"}
+    captions, _, log = all_captions(paths, given, str(folder), captioning="all")
+    assert {name: caption.own for name, caption in captions.items() if caption.own} == given
+    assert "yours" not in [caption.source for caption in captions.values()]
+    assert "1.png: yours was: TOK mine" in log
+    captions, _, _ = all_captions(paths, given, "/no/such/model", captioning="all")
+    assert captions["1.png"] == text.Caption(text="TOK mine", source="yours"), "without a model the user's are used"
+
+
 def test_without_gpu_and_model_the_missing_ones_get_a_template_and_it_is_said(paths: dict[str, Path]) -> None:
     captions, _, log = all_captions(paths, {"2.png": "TOK mine"}, "/no/such/model")
     assert list(captions) == list(paths)
@@ -326,9 +343,11 @@ def test_without_gpu_and_model_the_missing_ones_get_a_template_and_it_is_said(pa
 
 
 def test_on_a_gpu_a_model_that_cannot_be_loaded_is_an_error(paths: dict[str, Path]) -> None:
-    with pytest.raises(RuntimeError, match=r"(?s)/no/such/model cannot be loaded.*CAPTIONER.*autocaption=false"):
+    with pytest.raises(RuntimeError, match=r"(?s)/no/such/model cannot be loaded.*CAPTIONER.*captioning=disabled"):
         all_captions(paths, {}, "/no/such/model", device="cuda")
-    assert all_captions(paths, {}, "/no/such/model", device="cuda", autocaption=False)[0]["0.png"].source == "template"
+    assert (
+        all_captions(paths, {}, "/no/such/model", device="cuda", captioning="disabled")[0]["0.png"].source == "template"
+    )
 
 
 def test_the_real_model_captions_what_is_missing(paths: dict[str, Path], folder: Path) -> None:
@@ -384,7 +403,7 @@ def test_every_answer_ends_as_a_sound_caption_with_its_source(
         "captions: 6 of 6",
         "captions written again: 4 of 4",
     ]
-    assert all(text.CLASS_NOUN_QUESTION in chat for chat in asked[:6])
+    assert all(questions.CLASS_NOUN_QUESTION in chat for chat in asked[:6])
     assert all("picture of TOK dog." in chat for chat in asked[6:12])
     assert all(chat.endswith("assistant\nTOK dog") for chat in asked[12:])
 

@@ -8,23 +8,20 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from captioner.questions import class_noun, plainer_question, question
 from captioner.text import (
-    MARK,
     Caption,
     Rejected,
     Room,
     Rules,
     check,
-    class_noun,
     estimate_tokens,
-    find_word,
     from_model,
     from_template,
     from_user,
-    plainer_question,
-    question,
     table,
 )
+from captioner.words import MARK, find_word
 
 SUBJECT = Rules(
     trigger_word="TOK",
@@ -107,6 +104,34 @@ def test_rule_2_rejects_and_says_why(raw: str, reason: str) -> None:
         made = from_model(raw, rules)
         assert isinstance(made, Rejected)
         assert reason in made.reason
+
+
+def test_another_case_of_the_trigger_word_in_a_users_caption_is_written_as_typed() -> None:
+    made = from_user("a tok on a Tok, not in a token", SUBJECT)
+    assert made.text == "a TOK on a TOK, not in a token"
+    assert made.note == "TOK was written in another case, and now as you typed it"
+    assert from_user("TOK beside another tok", SUBJECT).text == "TOK beside another tok", "one stands there as typed"
+
+
+def test_another_case_is_found_behind_a_longer_word_too() -> None:
+    rules = dataclasses.replace(UNNAMED, trigger_word="Art")
+    assert from_model("PARTY hats hang beside ART on a wall.", rules) == "PARTY hats hang beside Art on a wall."
+
+
+def test_a_mode_says_what_a_caption_tells_and_what_it_leaves_to_the_word() -> None:
+    asked = {mode: question(dataclasses.replace(SUBJECT, mode=mode)) for mode in ("character", "product", "general")}
+    assert "the expression" in asked["character"]
+    assert "what it stands or lies on" in asked["product"]
+    assert "lettering or brand" in asked["product"]
+    assert "Write a caption of the whole picture" in asked["general"]
+    assert "TOK" not in asked["general"], "the word is put in front by code"
+    assert "face, age" not in asked["general"]
+    assert question(dataclasses.replace(STYLE, mode="style")) == question(STYLE)
+    general = dataclasses.replace(STYLE, mode="general")
+    said = "A cat sits on a wall. It is a watercolour painting with soft brushwork."
+    assert from_model(said, STYLE) == "A cat sits on a wall, in the style of TOK."
+    assert from_model(said, general) == said[:-1] + ", in the style of TOK."
+    assert from_model(said, dataclasses.replace(UNNAMED, mode="general")) == f"TOK, a{said[1:]}"
 
 
 def test_foreign_script_in_quotes_is_kept() -> None:
@@ -231,7 +256,7 @@ def test_rule_8_keeps_the_trigger_word_where_clip_reads_it() -> None:
         ("a  photo of *TOK*\n", SUBJECT, "a  photo of *TOK*", False),
         ("a photo of [trigger] in [Trigger]'s bed", SUBJECT, "a photo of TOK in TOK's bed", False),
         ("a dog on sand", SUBJECT, "TOK, a dog on sand", True),
-        ("a tok on sand", SUBJECT, "TOK, a tok on sand", True),
+        ("a tok on sand", SUBJECT, "a TOK on sand", True),
         ("a dog on sand", STYLE, "in the style of TOK, a dog on sand", True),
         ("一只小狗在草地上", dataclasses.replace(SUBJECT, trigger_word="小狗"), "一只小狗在草地上", False),
     ],

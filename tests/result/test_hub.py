@@ -8,10 +8,10 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
+import torch
+from safetensors.torch import save_file
 
 from lora import job
 from lora.file import weights
@@ -22,14 +22,6 @@ from tests import hub_server
 from tests.hub_server import DROP, FINE_TOKEN, READ_TOKEN, WRITE_TOKEN, Hub
 from tests.test_request import a_request
 
-DECIDED = {
-    "base": hub.FLUX_DEV,
-    "learning_rate": 4e-4,
-    "prior_ratio": 0.1,
-    "resolutions": (512, 1024),
-    "seed": 7,
-    "weights_of_step": 700,
-}
 FILES: dict[str, Path | bytes] = {"lora.safetensors": b"weights" * 1000, "README.md": b"---\nlicense: other\n---\n"}
 
 
@@ -45,66 +37,6 @@ def _upload(server: Hub, private: bool = True, token: str = WRITE_TOKEN) -> tupl
     pauses: list[float] = []
     url = hub.upload("me/lora", token, private, FILES, lines.append, pauses.append)
     return url, lines, pauses
-
-
-# ---------------------------------------------------------------- the card
-
-
-def _front(card: str) -> dict[str, Any]:
-    return yaml.safe_load(card.split("---\n")[1])
-
-
-def _card(tmp_path: Path, word: str = "TOK", decided: dict[str, Any] = DECIDED, **changes: Any) -> str:
-    previews = {"images/0.webp": f"a photo of {word}", "images/1.webp": 'a "plain" beach: empty'}
-    return hub.card("me/my_lora", a_request(tmp_path, trigger_word=word, **changes), decided, 12, previews)
-
-
-@pytest.mark.parametrize(
-    "word", ["TOK", '"q"', "a: b", "# x", "`tick`", "- y", "猫 {z}", "\\n", "it's", "|pipe|", "🐶"]
-)
-def test_the_cards_front_says_licence_base_and_trigger_word_whatever_the_word(word: str, tmp_path: Path) -> None:
-    card = _card(tmp_path, word)
-    front = _front(card)
-    assert front["license"] == "other"
-    assert front["license_name"] == "flux-1-dev-non-commercial-license"
-    assert front["license_link"].startswith("https://huggingface.co/black-forest-labs/FLUX.1-dev/")
-    assert front["base_model"] == hub.FLUX_DEV
-    assert front["instance_prompt"] == word
-    assert {"flux", "lora", "diffusers", "text-to-image", "template:sd-lora"} <= set(front["tags"])
-    assert front["widget"] == [
-        {"text": f"a photo of {word}", "output": {"url": "images/0.webp"}},
-        {"text": 'a "plain" beach: empty', "output": {"url": "images/1.webp"}},
-    ]
-    code = card.split("```python\n")[1].split("```")[0]
-    compile(code, "card", "exec")
-    assert word in code.replace("\\\\", "\\").replace('\\"', '"')
-
-
-def test_the_card_tells_how_to_use_it_and_how_it_was_trained(tmp_path: Path) -> None:
-    card = _card(tmp_path, layers_to_optimize_regex="a|b", training_steps=700)
-    for part in ('load_lora_weights("me/my_lora"', "models/loras", "huggingface.co/me/my_lora", "# my\\_lora\n"):
-        assert part in card
-    for row in (
-        "| Pictures | 12 |",
-        "| Steps | 700 |",
-        "| Learning rate | 0.0004 |",
-        "| Prior loss weight | 0.1 |",
-        "| Resolution | 512, 1024 |",
-    ):
-        assert row in card
-    assert r"| Layers | a\|b |" in card
-
-
-def test_the_card_of_schnell_has_its_licence_and_that_of_a_packed_lora_no_training(tmp_path: Path) -> None:
-    front = _front(_card(tmp_path, decided={**DECIDED, "base": hub.FLUX_SCHNELL}))
-    assert (front["license"], front["base_model"]) == ("apache-2.0", hub.FLUX_SCHNELL)
-    assert "| Steps |" not in _card(tmp_path, decided={"base": hub.FLUX_DEV}, training_steps=0)
-
-
-def test_the_card_does_not_say_that_a_folder_is_flux_dev(tmp_path: Path) -> None:
-    assert "A LoRA for black-forest-labs/FLUX.1-dev. Put" in _card(tmp_path)
-    card = _card(tmp_path, decided={**DECIDED, "base": "toyflux"})
-    assert "A LoRA for the base in the folder `toyflux`: it fits black-forest-labs/FLUX.1-dev where" in card
 
 
 # ---------------------------------------------------------------- before the training
@@ -245,14 +177,14 @@ class Cancelled(BaseException):
 
 @pytest.mark.parametrize("where", ["repos/create", "PUT /store"])
 def test_after_a_cancel_nothing_is_committed(where: str, server: Hub, tmp_path: Path) -> None:
-    (tmp_path / "lora.safetensors").write_bytes(b"weights")
+    save_file({"transformer_blocks.0": torch.ones(2, 8)}, tmp_path / "lora.safetensors")
     request = a_request(tmp_path, hf_repo_id="me/lora")
     ends: list[BaseException] = []
     server.hold = where
 
     def publish() -> None:
         try:
-            hub.publish(request, WRITE_TOKEN, DECIDED, tmp_path / "lora.safetensors", [], 0, print)
+            hub.publish(request, WRITE_TOKEN, {"base": "toyflux"}, tmp_path / "lora.safetensors", [], 0, print)
         except BaseException as error:
             ends.append(error)
 
@@ -326,6 +258,20 @@ def test_a_job_uploads_the_tars_own_weights_and_a_later_one_goes_on_from_the_rep
     again = a_request(packing.input_images, training_steps=0, resume_from="me/lora")
     second, _, _ = _run(again, tmp_path / "second")
     assert _read(second, job.WEIGHTS_MEMBER) == server.files["me/lora"]["lora.safetensors"]
+
+
+def test_the_card_of_a_toy_lora_names_no_flux_and_no_word_that_nobody_trained(
+    packing: TrainRequest, server: Hub, tmp_path: Path
+) -> None:
+    _run(packing, tmp_path)
+    card = server.files["me/lora"]["README.md"]
+    assert isinstance(card, bytes)
+    assert "FLUX.1-dev" not in card.decode()
+    assert "from_pretrained" not in card.decode()
+    assert "replicate.com" not in card.decode()
+    assert "`toyflux`" in card.decode()
+    assert "script/generate -i lora_weights=me/lora -i prompt='a red circle'" in card.decode()
+    assert "TOK" not in card.decode(), "the default of an input is no word that this LoRA was trained with"
 
 
 def test_nothing_of_a_base_is_fetched_for_packing_but_its_layers_sizes(

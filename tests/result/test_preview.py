@@ -31,6 +31,22 @@ def test_by_default_three_prompts_call_it_up_and_one_does_not(native: int, lora_
         assert all(prompt.endswith("in the style of TOK") for prompt in prompts[:3])
 
 
+def test_a_mode_decides_what_the_previews_show() -> None:
+    drawn = {kind: preview.prompts("TOK", kind, None, 1024) for kind in ("character", "product", "general", "style")}
+    assert drawn["character"][0] == "a portrait photo of TOK, looking at the camera"
+    assert drawn["character"][-1] == "a portrait photo of a person, looking at the camera"
+    assert drawn["product"][-1] == "a product photo of a bottle on a white background, studio light"
+    assert all(prompt.startswith("TOK, ") for prompt in drawn["general"][:3])
+    assert all(prompt.endswith("in the style of TOK") for prompt in drawn["style"][:3])
+    assert len({tuple(prompts) for prompts in drawn.values()}) == 4
+
+
+def test_fewer_previews_are_drawn_where_that_is_asked_for_but_never_fewer_than_the_users() -> None:
+    prompts = preview.prompts("TOK", "subject", None, 1024, most=1)
+    assert ["TOK" in prompt for prompt in prompts] == [True, False]
+    assert len(preview.prompts("TOK", "subject", None, 1024, ["TOK a", "TOK b"], most=1)) == 3
+
+
 def test_a_users_own_prompts_replace_the_others_but_not_the_one_that_must_stay() -> None:
     own = parse_prompts("  TOK on the moon \n\na cat with tok\n")
     assert own == ["TOK on the moon", "a cat with tok"]

@@ -1,5 +1,6 @@
 """What a run tells while it runs."""
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -39,10 +40,26 @@ def _followed(seconds: Sequence[float], steps: int) -> tuple[list[str], list[flo
 
 def test_the_first_step_which_waits_for_recordings_does_not_count_into_the_rate_and_the_time_left() -> None:
     lines, left = _followed((120.0, 124.0, 128.0, 132.0), 30)
-    assert lines[0] == "step 1/30 (3%), loss 0.0000, prior 0.0000, lr 0.0001, 120.0 s for the first"
+    assert lines[0] == "  3%|          | 1/30, loss 0.0000, prior 0.0000, lr 0.0001, 120.0 s for the first"
     assert lines[1].endswith("4.000 s/it, 1:52 left")
     assert lines[-1].endswith("4.000 s/it, 1:44 left")
     assert left == [112.0, 108.0, 104.0]
+
+
+PYTHON = re.compile(r"^\s*(?P<percentage>\d+)%\s*\|.+?\|\s*(?P<current>\d+)\/(?P<total>\d+)")
+JAVASCRIPT = re.compile(r"^\s*(\d+)%\s*\|.+?\|\s*(\d+)\/(\d+)")
+"""What replicate-python (replicate/prediction.py) and replicate-javascript (lib/util.js) look for in a line."""
+
+
+def test_replicates_clients_read_the_progress_from_the_log() -> None:
+    lines, _ = _followed([4.0 * step for step in range(1, 31)], 30)
+    for pattern in (PYTHON, JAVASCRIPT):
+        read = [tuple(map(int, match.groups())) for line in lines if (match := pattern.match(line.strip()))]
+        assert len(read) == 30
+        assert read[0] == (3, 1, 30)
+        assert read[-1] == (100, 30, 30)
+        assert [done for _, done, _ in read] == list(range(1, 31))
+    assert not PYTHON.match(watch.WARNING + "a line of another kind 3|4|5/6")
 
 
 def test_the_rate_is_that_of_the_last_minute() -> None:

@@ -1,0 +1,64 @@
+"""The trigger word: what is tidied of it, and what can be none."""
+
+import re
+import unicodedata
+
+PLACEHOLDER = "[trigger]"
+"""Stands for the trigger word in a user's captions and prompts, in any case."""
+MOST_WORDS = 4
+"""More words than this are a sentence: its ordinary words would learn with it."""
+_QUOTES = ('""', "''", "“”", "„“", "„”", "‘’", "«»", "‹›", "「」", "``")
+_COMMAS = ",;:，、；："
+# Soft hyphen, zero-width space, word joiner and what follows it, byte-order mark, marks of the writing direction. Not
+# the two zero-width joiners (U+200C, U+200D), which Persian and emoji need.
+_INVISIBLE = re.compile("[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff]")
+
+
+def tidy(word: str) -> tuple[str, str]:
+    """The word without invisible characters, quotes around it, commas and spaces at its ends; and what was taken off.
+
+    Nobody types these on purpose: they come with a word that is copied from a page or out of a program. The second is
+    "" where there was nothing to take off.
+    """
+    seen = _INVISIBLE.sub("", word)
+    taken = [f"invisible characters ({', '.join(_names(word))})"] if seen != word else []
+    while True:
+        bare = seen.strip().strip(_COMMAS).strip()
+        if len(bare) > 1 and bare[0] + bare[-1] in _QUOTES:
+            bare = bare[1:-1]
+        if bare == seen:
+            return seen, " and ".join(dict.fromkeys(taken))
+        taken.append("spaces" if bare == seen.strip() else "quotes or commas")
+        seen = bare
+
+
+def _names(word: str) -> list[str]:
+    return sorted({f"U+{ord(sign):04X}" for sign in _INVISIBLE.findall(word)})
+
+
+def fault(word: str) -> str | None:
+    """Why this is no trigger word, with what to give instead; None where it is one."""
+    shown = repr(word[:80])
+    if not _INVISIBLE.sub("", word).strip():
+        return "it is blank; give 1 to 60 characters, such as TOK"
+    if breaks_the_line(word):
+        return f"{shown} holds a line break or control character; give it on one line without them"
+    if PLACEHOLDER in word.casefold():
+        return f"{shown}: {PLACEHOLDER} only stands for the trigger word in captions; give the word itself, such as TOK"
+    tidied, taken = tidy(word)
+    if not any(unicodedata.category(sign)[0] in "LNS" for sign in tidied):
+        return f"{shown} is punctuation alone; give a word, such as TOK"
+    if taken:
+        return f"{shown} has {taken} around it or in it; give {tidied!r}"
+    count = len(word.split())
+    if count > MOST_WORDS or (count > 2 and word[-1] in ".!?"):
+        return (
+            f"{shown} is a sentence of {count} words, which prompts hold without meaning it; give one word that means"
+            " nothing yet, such as TOK, and write sentences into the captions"
+        )
+    return None
+
+
+def breaks_the_line(text: str) -> bool:
+    """Whether it holds a line break, a control character, or half of a character."""
+    return any(unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") for sign in text)
