@@ -1,4 +1,4 @@
-"""The trainer's `predict`: Replicate wants one of every model; it loads nothing and does nothing."""
+"""The trainer's `predict`, which does nothing: Replicate asks every model for one. `generate.py` draws."""
 
 from cog import BasePredictor, Input
 

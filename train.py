@@ -1,6 +1,8 @@
-"""Cog's `train`: the inputs with their ranges and defaults, which stand nowhere else, handed to `lora.job.run`.
+"""The trainer as Cog and `script/train` call it: inputs, their ranges and defaults, and a call of `lora.job.run`.
 
-Cog reads this signature without running it: defaults, choices and descriptions must be plain literals.
+Defaults stand here and nowhere else. Cog reads this signature without running it, so defaults, choices and
+descriptions must be plain literals (`script/signature.py` refuses others). After a change run
+`script/python -m script.docs`, which writes the tables in README.md and docs/ anew.
 """
 
 import logging

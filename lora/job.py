@@ -228,7 +228,9 @@ def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
             most=PRIORITIES[request.priority].previews,
         )
         count = settings.prior_prompts if settings.prior_ratio else 0
-        apart = prompts.apart(spoken, request.trigger_word, count, settings.seed, settings.prior_kinds, noun)
+        apart = prompts.apart(
+            spoken, request.trigger_word, count, settings.seed, settings.prior_kinds, captioned.class_noun
+        )
         counted = {prompt: gathered.rules.t5.count(prompt) for prompt in dict.fromkeys(["", *spoken, *asked, *apart])}
         tokens, why_tokens = encode.text_length(counted.values(), flux.t5_tokens)
         log(f"text: {tokens} tokens, {why_tokens}")

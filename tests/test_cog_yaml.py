@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from captioner import caption
+from lora.flux import base
 from script import signature
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,3 +90,17 @@ def test_the_image_takes_what_the_model_runs_on_and_nothing_that_a_user_lays_bes
     files |= {config["build"]["python_requirements"] for config in configs} | {"cog.yaml", "cog.generate.yaml"}
     files |= {file.name for file in ROOT.iterdir() if (file / "__init__.py").is_file()} - {"tests", "bench", "script"}
     assert files <= taken
+
+
+def test_the_managed_weights_are_ready_to_be_switched_on():
+    """Their comment is YAML, and brings every file of a base to where FLUX_BASE is told to look."""
+    for file in ("cog.yaml", "cog.generate.yaml"):
+        text = (ROOT / file).read_text(encoding="utf-8")
+        active, _, comment = text.partition("# model: ")
+        switched = yaml.safe_load(active + "model: " + comment.replace("\n# ", "\n"))
+        flux, *more = switched["weights"]
+        assert switched["model"].startswith("r8.im/")
+        assert flux["source"] == {"uri": f"hf://{base.FLUX_DEV}", "include": list(base.FILES)}
+        assert f"FLUX_BASE={flux['target']}" in active
+        assert [entry["source"]["uri"] for entry in more] == [f"hf://{caption.MODEL}"] * (file == "cog.yaml")
+        assert all(f"CAPTIONER={entry['target']}" in active for entry in more)
