@@ -318,14 +318,17 @@ class Predictor(BasePredictor):
             self.cache.forget(in_use=len(wanted))
         scales = [scale for _, _, scale in wanted]
         on = [(lora.sha256, scale) for lora, scale in zip(fetched, scales, strict=True)]
-        if on != self.on.get(model, []):
-            self.on[model] = None
-            loras = [
-                Lora(name=called, file=lora.file, scale=scale)
-                for lora, (called, _, scale) in zip(fetched, wanted, strict=True)
-            ]
+        before = self.on.get(model, [])
+        if on == before:
+            return fetched
+        self.on[model] = None
+        if before is not None and [digest for digest, _ in on] == [digest for digest, _ in before]:
+            generate.rescale(pipeline, scales)
+        else:
+            named = zip(wanted, fetched, strict=True)
+            loras = [Lora(name=called, file=lora.file, scale=scale) for (called, _, scale), lora in named]
             generate.put_on(pipeline, loras, print)
-            self.on[model] = on
+        self.on[model] = on
         return fetched
 
     def warn(

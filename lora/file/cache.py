@@ -92,9 +92,13 @@ def about(file: Path) -> Fetched:
         stream.seek(start)
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     title = header.get("modelspec.title") or header.get("ss_output_name") or ""
-    plain = re.sub(r"[^\w .-]+", " ", title).strip() or re.sub(r"[^\w .-]+", " ", file.stem).strip() or "lora"
+    plain = _plain(title) or _plain(file.stem) or "lora"
     trigger = " ".join(header.get("modelspec.trigger_phrase", "").split())
     return Fetched(file=file, name=plain[:_SHOWN], trigger=trigger, sha256=digest)
+
+
+def _plain(name: str) -> str:
+    return " ".join(re.sub(r"[^\w.-]+", " ", name).split())
 
 
 def _state(origin: str) -> tuple[int, int] | None:

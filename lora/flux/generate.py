@@ -90,6 +90,11 @@ def put_on(pipeline: FluxPipeline, loras: Sequence[Lora], log: Callable[[str], N
         log(f"{lora.name}: {len(pairs)} layers at scale {lora.scale:g}")
 
 
+def rescale(pipeline: FluxPipeline, scales: Sequence[float]) -> None:
+    """Gives the LoRAs that `put_on` put on other scales, in their order; nothing is loaded."""
+    pipeline.set_adapters([f"lora_{number}" for number in range(len(scales))], list(scales))
+
+
 def _fitting(transformer: FluxTransformer2DModel, lora: Lora, log: Callable[[str], None]) -> dict[str, names.Pair]:
     """The layers of a LoRA that the transformer has, in the size that it has."""
     try:
