@@ -1,9 +1,10 @@
 """The second Cog model, built with `cog build -f cog.generate.yaml`: it draws with the weights of a training.
 
-The inputs are called as in Replicate's flux-dev-lora. Cog reads the signature without running it: defaults, choices and
-descriptions must be plain literals.
+The inputs are called as in Replicate's flux-dev-lora and in the models that its trainers make; docs/generator.md says
+what each does. Cog reads the signature without running it: defaults, choices and descriptions must be plain literals.
 """
 
+import math
 import os
 import random
 import shutil
@@ -15,16 +16,22 @@ from typing import List, Optional  # noqa: UP035
 import diffusers
 import torch
 import transformers
-from cog import BasePredictor, Input, Path
+from cog import BasePredictor, Input, Path, Secret
+from diffusers import FluxPipeline
 from PIL import Image
 
-from lora.file import source
-from lora.flux import base, generate, hardware
+from lora.file import cache, source
+from lora.file.cache import Cache, Fetched
+from lora.flux import base, canvas, generate, hardware, safety, schnell
+from lora.flux.canvas import Canvas
 from lora.flux.generate import Lora
 from lora.pictures import buckets
+from lora.result import drawing
+from lora.result.drawing import Drawn
 
-OFFLOAD_BELOW = 40 * hardware.GIB
-"""Bytes of GPU memory: FLUX.1-dev with its text encoders needs 34 GiB in bf16."""
+OFFLOAD_BELOW, SCHNELL_MORE = 40 * hardware.GIB, 24 * hardware.GIB
+"""Bytes of GPU memory: FLUX.1-dev with its text encoders needs 34 GiB in bf16, schnell's transformer 23 more."""
+OWN = "COG_WEIGHTS"
 
 
 class Predictor(BasePredictor):
@@ -35,25 +42,35 @@ class Predictor(BasePredictor):
             library.utils.logging.disable_progress_bar()
             library.utils.logging.set_verbosity_error()
         gpu = hardware.read_gpu()
+        self.device = "cpu" if gpu is None else "cuda"
         self.base = base.find(os.environ.get("FLUX_BASE"), gpu)
         print(f"base: {self.base.name} ({self.base.reason})")
         _, self.count_tokens = self.base.token_counters()
+        self.schnell = os.environ.get("SCHNELL", "").strip()
+        needed = OFFLOAD_BELOW + (SCHNELL_MORE if self.schnell else 0)
+        self.offload = gpu is not None and gpu.memory < needed
         self.pipeline = generate.open_pipeline(
             self.base.folder,
-            device="cpu" if gpu is None else "cuda",
+            device=self.device,
             dtype=torch.float32 if gpu is None else torch.bfloat16,
-            offload=gpu is not None and gpu.memory < OFFLOAD_BELOW,
+            offload=self.offload,
         )
+        self.pipelines = {"dev": self.pipeline}
+        self.model = "dev"
+        if self.schnell:
+            self.pipeline_of("schnell")
+        self.checker, line = safety.find(os.environ.get("SAFETY"), self.device)
+        print(line)
         self.folder = tempfile.TemporaryDirectory(prefix="flux-lora-generate-")
-        self.files: dict[str, FilePath] = {}
-        self.folders: dict[str, FilePath] = {}
-        self.loras: Optional[list[Lora]] = []
-        """What is on the pipeline; None where a failure left that unknown."""
+        self.cache = Cache(FilePath(self.folder.name))
+        self.on: dict[str, Optional[list[tuple[str, float]]]] = {}
+        """The hash and scale of each LoRA that is on a model's pipeline; None where a failure left that unknown."""
         self.more: list[tuple[str, str, float]] = []
         """LoRAs beyond those that the inputs can name, as `put_on` takes them; script/generate's."""
-        self.trained = str(weights) if weights else None
-        if self.trained is not None:
-            self.put_on([("COG_WEIGHTS", self.trained, 1.0)])
+        self.own: Optional[Fetched] = None
+        if weights:
+            self.own = cache.about(source.fetch(str(weights), FilePath(tempfile.mkdtemp(dir=self.folder.name)), OWN))
+            self.put_on([(OWN, str(weights), 1.0)])
 
     def predict(
         self,
@@ -62,7 +79,11 @@ class Predictor(BasePredictor):
         ),
         image: Optional[Path] = Input(
             default=None,
-            description="A picture to start from. The drawing has its aspect ratio, and aspect_ratio, width and height are ignored.",
+            description="A picture to start from, or with mask to redraw a part of. The drawing has its aspect ratio, and aspect_ratio, width and height are ignored.",
+        ),
+        mask: Optional[Path] = Input(
+            default=None,
+            description="A picture of the same shape as image: what is white is drawn anew, what is black stays exactly as it is in image.",
         ),
         prompt_strength: float = Input(
             default=0.8,
@@ -72,20 +93,30 @@ class Predictor(BasePredictor):
         ),
         aspect_ratio: str = Input(
             default="1:1",
-            description="Width to height, at the size that the base draws best.",
-            choices=["1:1", "16:9", "21:9", "3:2", "2:3", "4:5", "5:4", "3:4", "4:3", "9:16", "9:21"],
+            description="Width to height. With custom, width and height are used.",
+            choices=["1:1", "16:9", "21:9", "3:2", "2:3", "4:5", "5:4", "3:4", "4:3", "9:16", "9:21", "custom"],
         ),
         width: Optional[int] = Input(
             default=None,
-            description="Width in pixels, rounded to a multiple of 16. Give it together with height, in place of aspect_ratio.",
+            description="Width in pixels, rounded to a multiple of 16. It is used only where aspect_ratio is custom.",
             ge=64,
             le=2048,
         ),
         height: Optional[int] = Input(
             default=None,
-            description="Height in pixels, rounded to a multiple of 16. Give it together with width.",
+            description="Height in pixels, rounded to a multiple of 16. It is used only where aspect_ratio is custom.",
             ge=64,
             le=2048,
+        ),
+        megapixels: str = Input(
+            default="1",
+            description="Size of the drawing: 1 is what the base draws best (FLUX.1: a megapixel), 0.25 a fourth of its pixels, which is several times faster.",
+            choices=["1", "0.25"],
+        ),
+        model: str = Input(
+            default="dev",
+            description="dev draws in about 28 steps, schnell in 4, where its weights are installed. It sets the steps where num_inference_steps is empty.",
+            choices=["dev", "schnell"],
         ),
         num_outputs: int = Input(
             default=1,
@@ -93,22 +124,28 @@ class Predictor(BasePredictor):
             ge=1,
             le=4,
         ),
-        num_inference_steps: int = Input(
-            default=28,
-            description="Steps of the drawing: more show more detail and take longer.",
+        num_inference_steps: Optional[int] = Input(
+            default=None,
+            description="Steps of the drawing: more show more detail and take longer. Leave it empty for 28 with dev and 4 with schnell.",
             ge=1,
             le=50,
         ),
         guidance_scale: float = Input(
-            default=3.5,
-            description="How closely to follow the prompt. 2 to 3.5 look more natural.",
+            default=3.0,
+            description="How closely to follow the prompt. 2 to 3.5 look natural. schnell has no guidance.",
+            ge=0,
+            le=10,
+        ),
+        guidance: Optional[float] = Input(
+            default=None,
+            description="Another name of guidance_scale, as flux-dev-lora calls it. It counts where it is given.",
             ge=0,
             le=10,
         ),
         seed: Optional[int] = Input(
             default=None,
-            description="The same seed and inputs give the same picture. Leave it empty for a random one, which the log tells.",
-            ge=0,
+            description="The same seed and inputs give the same picture. Leave it empty, or give -1, for a random one, which the log tells.",
+            ge=-1,
             le=4294967295,
         ),
         output_format: str = Input(
@@ -122,9 +159,21 @@ class Predictor(BasePredictor):
             ge=0,
             le=100,
         ),
+        include_metadata: bool = Input(
+            default=True,
+            description="Write prompt, seed, settings and the names, scales and hashes of the LoRAs into the pictures, where other tools read them.",
+        ),
+        go_fast: bool = Input(
+            default=False,
+            description="Taken so that calls need no change. No faster way to draw is offered, so the picture is the same.",
+        ),
+        disable_safety_checker: bool = Input(
+            default=False,
+            description="Hand out pictures without looking at them first.",
+        ),
         lora_weights: Optional[str] = Input(
             default=None,
-            description="The LoRA to draw with, in place of this model's own: the address or path of a trainer's tar or of a safetensors, or a Hugging Face id (owner/name).",
+            description="The LoRA to draw with, in place of this model's own: the address or path of a trainer's tar or of a safetensors, or a Hugging Face id (owner/name, owner/name/file.safetensors).",
         ),
         lora_scale: float = Input(
             default=1.0,
@@ -142,78 +191,198 @@ class Predictor(BasePredictor):
             ge=-1,
             le=3,
         ),
+        replicate_weights: Optional[str] = Input(
+            default=None,
+            description="An older name of lora_weights.",
+        ),
+        finetune_id: Optional[str] = Input(
+            default=None,
+            description="Another name of lora_weights, as Black Forest Labs call it.",
+        ),
+        finetune_strength: Optional[float] = Input(
+            default=None,
+            description="Another name of lora_scale, as Black Forest Labs call it. It counts where it is given.",
+            ge=-1,
+            le=3,
+        ),
+        hf_api_token: Optional[Secret] = Input(
+            default=None,
+            description="A token for private LoRAs on the Hugging Face Hub.",
+        ),
+        civitai_api_token: Optional[Secret] = Input(
+            default=None,
+            description="A token for LoRAs at Civitai that ask for a login.",
+        ),
     ) -> List[Path]:  # noqa: UP006
         """Draws pictures of the prompt with the LoRA, or several."""
-        own = lora_weights or self.trained
-        wanted = [("lora_weights" if lora_weights else "COG_WEIGHTS", own, lora_scale)] if own else []
-        wanted += [("extra_lora", extra_lora, extra_lora_scale)] if extra_lora else []
+        pipeline = self.pipeline_of(model)
+        place = self.place(image, mask, aspect_ratio, width, height, megapixels)
+        names = {"lora_weights": lora_weights, "replicate_weights": replicate_weights, "finetune_id": finetune_id}
+        wanted = self.wanted(names, lora_scale if finetune_strength is None else finetune_strength)
+        wanted += [("extra_lora", extra_lora, extra_lora_scale)] if extra_lora and extra_lora.strip() else []
         wanted += self.more
-        if not wanted:
-            print("no LoRA: the base draws alone")
-        self.put_on(wanted)
-        tokens = self.count_tokens(prompt)
-        if tokens > self.base.t5_tokens:
-            print(f"warning: the prompt has {tokens} tokens and the base reads {self.base.t5_tokens}: its end is lost")
-        size, start = self.place(image, aspect_ratio, width, height)
-        first = random.SystemRandom().randrange(2**32) if seed is None else int(seed)
+        loras = self.put_on(wanted, model, _text(hf_api_token), _text(civitai_api_token))
+        tokens = min(self.base.t5_tokens, schnell.TOKENS) if model == "schnell" else self.base.t5_tokens
+        self.warn(prompt, tokens, wanted, loras)
+        if go_fast:
+            print("go_fast: no faster way to draw was measured here, so this is drawn as ever")
+        usual = schnell.STEPS if model == "schnell" else generate.STEPS
+        steps = usual if num_inference_steps is None else int(num_inference_steps)
+        scale = guidance_scale if guidance is None else guidance
+        first = random.SystemRandom().randrange(2**32) if seed is None or seed < 0 else int(seed)
         folder = FilePath(self.folder.name) / "pictures"
         shutil.rmtree(folder, ignore_errors=True)  # the pictures before have been fetched by now
         folder.mkdir()
-        paths = []
-        for number in range(int(num_outputs)):
-            now = (first + number) % 2**32
-            print(f"drawing {number + 1} of {int(num_outputs)}: {size[0]}x{size[1]}, seed {now}")
-            picture = generate.draw(
-                self.pipeline,
+        seeds = [(first + number) % 2**32 for number in range(int(num_outputs))]
+        paths: list[Path] = []
+        for number, now in enumerate(seeds):
+            print(f"drawing {number + 1} of {len(seeds)}: {place.size[0]}x{place.size[1]}, {steps} steps, seed {now}")
+            drawn = generate.draw(
+                pipeline,
                 prompt,
-                size,
+                place.size,
                 now,
-                steps=int(num_inference_steps),
-                guidance=guidance_scale,
-                tokens=self.base.t5_tokens,
-                start=start,
+                steps=steps,
+                guidance=scale,
+                tokens=tokens,
+                start=place.start,
                 strength=prompt_strength,
+                mask=place.mask,
+            )
+            picture = place.finish(drawn)
+            if self.checker and not disable_safety_checker and self.checker.withholds(picture):
+                print(f"seed {now}: the safety checker withholds this picture")
+                continue
+            about = Drawn(
+                prompt=prompt,
+                steps=steps,
+                guidance=scale if pipeline.transformer.config.guidance_embeds else None,
+                seed=now,
+                size=picture.size,
+                model=self.schnell if model == "schnell" else self.base.name,
+                loras=[(lora.name, weight, lora.sha256) for lora, (_, _, weight) in zip(loras, wanted, strict=True)],
+                strength=None if place.start is None else prompt_strength,
             )
             paths.append(Path(folder / f"{number}.{output_format}"))
-            generate.save(picture, paths[-1], int(output_quality))
+            text = drawing.parameters(about) if include_metadata else None
+            drawing.save(picture, paths[-1], int(output_quality), text)
+        if not paths:
+            raise ValueError(
+                f"the safety checker withholds every picture of this call (seed {', '.join(map(str, seeds))}): take"
+                " another prompt or seed, or set disable_safety_checker"
+            )
         return paths
 
-    def put_on(self, wanted: Sequence[tuple[str, str, float]]) -> None:
+    def pipeline_of(self, model: str) -> FluxPipeline:
+        """The pipeline of dev or schnell. Raises ValueError where schnell's weights are not here."""
+        if model not in self.pipelines:
+            device = None if self.offload else self.device
+            self.pipelines[model] = schnell.open_beside(self.pipeline, self.schnell, device)
+        if self.offload and model != self.model:
+            self.pipelines[model].enable_model_cpu_offload()  # the parts that both have follow the one that draws
+        self.model = model
+        return self.pipelines[model]
+
+    def wanted(self, names: dict[str, Optional[str]], scale: float) -> list[tuple[str, str, float]]:
+        """The LoRA that the first of these inputs names, or this model's own: none or one, as `put_on` takes it."""
+        given = {name: origin.strip() for name, origin in names.items() if origin and origin.strip()}
+        if not given:
+            return [(OWN, OWN, scale)] if self.own else []
+        called, *others = given
+        for name in others:
+            if given[name] != given[called]:
+                print(f"warning: {name} counts for nothing, for {called} is given too")
+        return [(called, given[called], scale)]
+
+    def put_on(
+        self,
+        wanted: Sequence[tuple[str, str, float]],
+        model: str = "dev",
+        hf_token: Optional[str] = None,
+        civitai_token: Optional[str] = None,
+    ) -> list[Fetched]:
         """Draws from now on with these LoRAs: the input that named it, the source, the scale of each."""
-        loras = []
-        for called, origin, scale in wanted:
-            if origin not in self.files:
-                folder = FilePath(tempfile.mkdtemp(dir=self.folder.name))
-                try:
-                    self.files[origin] = source.fetch(origin, folder, called)
-                except BaseException:
-                    shutil.rmtree(folder, ignore_errors=True)
-                    raise
-                self.folders[origin] = folder
-            elif origin != self.trained:
-                print(f"{called}: as it was fetched before, for the last drawing")
-            loras.append(Lora(name=called, file=self.files[origin], scale=scale))
-        if loras != self.loras:
-            self.loras = None
-            generate.put_on(self.pipeline, loras, print)
-            self.loras = loras
-        for origin in set(self.files) - {self.trained, *(origin for _, origin, _ in wanted)}:
-            shutil.rmtree(self.folders.pop(origin))
-            del self.files[origin]
+        if not wanted:
+            print("no LoRA: the base draws alone")
+        pipeline, fetched = self.pipelines[model], []
+        try:
+            for called, origin, _ in wanted:
+                if called == OWN and self.own:
+                    fetched.append(self.own)
+                    continue
+                lora, here = self.cache.get(origin, called, hf_token, civitai_token)
+                if here:
+                    print(f"{called}: as it was fetched before")
+                fetched.append(lora)
+        finally:
+            self.cache.forget(in_use=len(wanted))
+        scales = [scale for _, _, scale in wanted]
+        on = [(lora.sha256, scale) for lora, scale in zip(fetched, scales, strict=True)]
+        before = self.on.get(model, [])
+        if on == before:
+            return fetched
+        self.on[model] = None
+        if before is not None and [digest for digest, _ in on] == [digest for digest, _ in before]:
+            generate.rescale(pipeline, scales)
+        else:
+            named = zip(wanted, fetched, strict=True)
+            loras = [Lora(name=called, file=lora.file, scale=scale) for (called, _, scale), lora in named]
+            generate.put_on(pipeline, loras, print)
+        self.on[model] = on
+        return fetched
+
+    def warn(
+        self, prompt: str, tokens: int, wanted: Sequence[tuple[str, str, float]], loras: Sequence[Fetched]
+    ) -> None:
+        """Prints what makes a drawing show less than was asked for."""
+        count = self.count_tokens(prompt)
+        if count > tokens:
+            print(f"warning: the prompt has {count} tokens and the base reads {tokens}: its end is lost")
+        for (called, _, scale), lora in zip(wanted, loras, strict=True):
+            words = [word.strip() for word in lora.trigger.split(",") if word.strip()]
+            if scale and words and not any(word in prompt for word in words):
+                print(
+                    f"warning: {called}: the prompt lacks its trigger word, {lora.trigger[:100]!r}: most LoRAs do little"
+                    " without it"
+                )
 
     def place(
-        self, image: Optional[FilePath], aspect_ratio: str, width: Optional[int], height: Optional[int]
-    ) -> tuple[tuple[int, int], Optional[Image.Image]]:
-        """The size to draw at, and the picture to start from, cut to it. Raises ValueError for half a size."""
-        if image is not None:
-            try:
-                picture = buckets.read_picture(FilePath(str(image)))
-            except ValueError as error:
-                raise ValueError(f"image: {error}") from error
-            size = buckets.choose_bucket(picture.width, picture.height, self.base.native)
-            return size, buckets.fit_to(picture, size)
-        if width is None and height is None:
-            return generate.size_for(aspect_ratio, self.base.native), None
-        if width is None or height is None:
-            raise ValueError("width and height: one of them is missing; give both, or neither and aspect_ratio")
-        return (round(width / 16) * 16, round(height / 16) * 16), None
+        self,
+        image: Optional[FilePath],
+        mask: Optional[FilePath],
+        aspect_ratio: str,
+        width: Optional[int],
+        height: Optional[int],
+        megapixels: str,
+    ) -> Canvas:
+        """What to draw on. Raises ValueError for half a size, and for a picture that cannot be used."""
+        side = round(self.base.native * math.sqrt(float(megapixels)))
+        picture, white = _read("image", image), _read("mask", mask)
+        if picture is None and white is not None:
+            raise ValueError("mask: there is no image that it belongs to; give image too, or leave mask empty")
+        if picture is not None and white is not None:
+            if max(picture.size) > canvas.LARGEST:
+                print(
+                    f"image: its {picture.width}x{picture.height} pixels are made smaller, to {canvas.LARGEST} a side"
+                )
+            return canvas.within(picture, white, side)
+        if picture is not None:
+            return canvas.over(picture, side)
+        if aspect_ratio != "custom" and (width is not None or height is not None):
+            print(f"width and height count for nothing with aspect_ratio {aspect_ratio}; with custom they would")
+        return canvas.blank(aspect_ratio, width, height, side)
+
+
+def _text(secret: Optional[Secret]) -> Optional[str]:
+    """What a secret holds; None where it is empty."""
+    return secret.get_secret_value().strip() or None if secret else None
+
+
+def _read(called: str, path: Optional[FilePath]) -> Optional[Image.Image]:
+    """The picture of an input, upright and in sRGB; None where it is left empty, which some clients send as ""."""
+    if path is None or str(path) in ("", "."):
+        return None
+    try:
+        return buckets.read_picture(FilePath(str(path)))
+    except ValueError as error:
+        raise ValueError(f"{called}: {error}") from error

@@ -22,8 +22,8 @@ Shape = tuple[int, int, int, int]
 OTHERS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
 """All but cuDNN's."""
 TOLERANCE = 2 * torch.finfo(torch.bfloat16).eps
-"""Of a difference over what it is of, both as norms: .016. In bf16 sound implementations differ by .003 to .004: torch's
-own on a CPU, and a model's gradients between cuDNN's and plain products on an H200."""
+"""Of a difference over what it is of, both as norms: .016. In bf16 sound implementations differ by .003 to .004:
+torch's own on a CPU, and a model's gradients between cuDNN's and plain products on an H200."""
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ alone. Whoever asks has them drawn one at a time, and memory does not grow with 
 small, and drawn a few together.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from diffusers import (
     AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
     FluxImg2ImgPipeline,
+    FluxInpaintPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
 )
@@ -31,7 +31,6 @@ STRENGTH = 0.8
 """Of a prompt over the picture that the drawing starts from; at 1 nothing of the picture is left."""
 AT_ONCE = 4
 """Previews."""
-FORMATS = {"webp": "WEBP", "jpg": "JPEG", "png": "PNG"}
 _NAMED = 5
 """Layers that a message names."""
 
@@ -91,6 +90,11 @@ def put_on(pipeline: FluxPipeline, loras: Sequence[Lora], log: Callable[[str], N
         log(f"{lora.name}: {len(pairs)} layers at scale {lora.scale:g}")
 
 
+def rescale(pipeline: FluxPipeline, scales: Sequence[float]) -> None:
+    """Gives the LoRAs that `put_on` put on other scales, in their order; nothing is loaded."""
+    pipeline.set_adapters([f"lora_{number}" for number in range(len(scales))], list(scales))
+
+
 def _fitting(transformer: FluxTransformer2DModel, lora: Lora, log: Callable[[str], None]) -> dict[str, names.Pair]:
     """The layers of a LoRA that the transformer has, in the size that it has."""
     try:
@@ -129,13 +133,6 @@ def _fitting(transformer: FluxTransformer2DModel, lora: Lora, log: Callable[[str
     return fitting
 
 
-def size_for(ratio: str, native: int) -> tuple[int, int]:
-    """(width, height) in pixels of "16:9" and the like at a base's native area, in multiples of 16."""
-    wide, high = (int(part) for part in ratio.split(":"))
-    sides = (native * math.sqrt(wide / high), native * math.sqrt(high / wide))
-    return max(16, round(sides[0] / 16) * 16), max(16, round(sides[1] / 16) * 16)
-
-
 @torch.no_grad()
 def draw(
     pipeline: FluxPipeline,
@@ -147,12 +144,14 @@ def draw(
     tokens: int = 512,
     start: Image.Image | None = None,
     strength: float = STRENGTH,
+    mask: Image.Image | None = None,
 ) -> Image.Image:
     """One picture of `size` (width, height) in pixels. The noise is drawn on the CPU: a seed means the same anywhere.
 
     `prompt` is text, of which T5 reads `tokens`, or the embeddings `prompt_embeds` (T, D) and `pooled` (P,) of one.
-    Where there is a picture to `start` from, it must have this size. Raises ValueError where at this strength nothing
-    would be drawn.
+    Where there is a picture to `start` from, it must have this size, and a `mask` with it too: then only its white is
+    drawn anew, in the latents (`lora.flux.canvas` keeps the rest in pixels). Raises ValueError where at this strength
+    nothing would be drawn.
     """
     if isinstance(prompt, str):
         asked: dict[str, object] = {"prompt": prompt, "max_sequence_length": tokens}
@@ -164,10 +163,11 @@ def draw(
     if start is not None:
         if int(steps - steps * strength) == steps:  # as the pipeline counts
             raise ValueError(f"prompt_strength: at {strength:g} nothing is left to draw; give more than 0")
+        kind = FluxImg2ImgPipeline if mask is None else FluxInpaintPipeline
         # Without a dtype it would turn the shared models into float32, for good (huggingface/diffusers#12754).
-        pipeline = FluxImg2ImgPipeline.from_pipe(pipeline, dtype=pipeline.transformer.dtype)
+        pipeline = kind.from_pipe(pipeline, dtype=pipeline.transformer.dtype)
         pipeline.set_progress_bar_config(disable=True)
-        asked |= {"image": start, "strength": strength}
+        asked |= {"image": start, "strength": strength} | ({} if mask is None else {"mask_image": mask})
     return pipeline(
         **asked,
         width=size[0],
@@ -203,9 +203,3 @@ def draw_all(
             generator=[torch.Generator().manual_seed(seed) for seed in seeds[start : start + AT_ONCE]],
         ).images
     return pictures
-
-
-def save(picture: Image.Image, path: Path, quality: int) -> None:
-    """Writes the picture in the format of the path's suffix, a key of FORMATS; a PNG knows no `quality` (0 to 100)."""
-    kind = FORMATS[path.suffix.removeprefix(".")]
-    picture.save(path, kind, **({} if kind == "PNG" else {"quality": quality}))
