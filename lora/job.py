@@ -24,7 +24,7 @@ from lora.pictures import archive, buckets, photos, survey
 from lora.pictures.photos import Photo
 from lora.pictures.survey import Look
 from lora.request import NO_SECRETS, Secrets, TrainRequest, parse_prompts, parse_resolution
-from lora.result import hub, record, report
+from lora.result import hub, record, report, tarball
 from lora.result.report import Lesson
 from lora.training import fit, learn, prior, resume, tracker, validation
 from lora.training.fit import Settings
@@ -228,7 +228,7 @@ def _tar(members: Mapping[str, Path], output: Path) -> Path:
     with disk.writing(output):
         output.mkdir(parents=True, exist_ok=True)
     tar = output / "trained_model.tar"
-    archive.pack(members, tar)
+    tarball.pack(members, tar)
     return tar
 
 

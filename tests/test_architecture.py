@@ -23,8 +23,8 @@ GROUND = ["request", "disk", "wait"]
 ROOMS = ("pictures", "file", "result", "flux", "training")
 WITHOUT_TORCH = (
     *(f"lora.{name}" for name in GROUND),
-    *("lora.pictures.archive", "lora.pictures.photos", "lora.pictures.survey", "lora.pictures.buckets"),
-    *("lora.result.report", "captioner.text"),
+    *(f"lora.pictures.{file.stem}" for file in sorted((ROOT / "lora" / "pictures").glob("[!_]*.py"))),
+    *("lora.result.report", "lora.result.tarball", "captioner.text"),
 )
 
 FILES = sorted(file for file in (ROOT / "lora").rglob("*.py") if file != ROOT / "lora" / "__init__.py")

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from lora.pictures import archive, photos
+from lora.pictures import archive, limits, photos
 
 
 def laid_out(folder: Path, files: dict[str, bytes]) -> list[Path]:
@@ -103,7 +103,7 @@ def test_a_caption_that_is_not_utf_8_is_refused_by_name(data, tmp_path):
 
 
 def test_a_caption_may_have_ten_thousand_bytes_and_no_more(tmp_path):
-    most = archive.MAX_CAPTION_BYTES
+    most = limits.MAX_CAPTION_BYTES
     assert len(captions(tmp_path / "1", {"a.jpg": b"", "a.txt": b"x" * most})["a.jpg"] or "") == most
     assert "'a.txt' is longer than 10,000 bytes" in refusal(tmp_path / "2", {"a.jpg": b"", "a.txt": b"x" * (most + 1)})
 
