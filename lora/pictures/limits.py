@@ -14,4 +14,6 @@ MAX_NAME_BYTES = 1_000
 MAX_PIXELS = 100_000_000
 """One picture; `buckets.py` enforces it."""
 MAX_CAPTION_BYTES = 10_000
-"""One caption file; `photos.py` enforces it."""
+"""One caption; `captions.py` enforces it."""
+MAX_TABLE_BYTES = 8 * 2**20
+"""One table of captions; `captions.py` enforces it."""
