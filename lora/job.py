@@ -22,7 +22,7 @@ from lora.pictures import archive, buckets, photos, survey
 from lora.pictures.photos import Photo
 from lora.presets import PRIORITIES
 from lora.request import NO_SECRETS, Secrets, TrainRequest, parse_prompts
-from lora.result import hub, preview, record, report
+from lora.result import hub, preview, record, report, tarball
 from lora.result.report import Lesson
 from lora.training import decide, learn, prompts, resume, tracker, validation, words
 from lora.training.decide import Decided
@@ -417,5 +417,5 @@ def _tar(members: Mapping[str, Path], output: Path) -> Path:
     with disk.writing(output):
         output.mkdir(parents=True, exist_ok=True)
     tar = output / "trained_model.tar"
-    archive.pack(members, tar)
+    tarball.pack(members, tar)
     return tar

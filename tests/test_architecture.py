@@ -23,9 +23,9 @@ GROUND = ["request", "presets", "trigger", "disk", "wait"]
 ROOMS = ("pictures", "file", "result", "flux", "training")
 WITHOUT_TORCH = (
     *(f"lora.{name}" for name in GROUND),
-    *("lora.pictures.archive", "lora.pictures.photos", "lora.pictures.survey", "lora.pictures.buckets"),
-    *("lora.result.report", "lora.result.preview", "lora.result.curve", "lora.training.words"),
-    *("captioner.text", "captioner.questions"),
+    *(f"lora.pictures.{file.stem}" for file in sorted((ROOT / "lora" / "pictures").glob("[!_]*.py"))),
+    *("lora.result.report", "lora.result.preview", "lora.result.curve", "lora.result.tarball"),
+    *("lora.training.words", "lora.training.prompts", "captioner.text", "captioner.questions"),
 )
 
 FILES = sorted(file for file in (ROOT / "lora").rglob("*.py") if file != ROOT / "lora" / "__init__.py")

@@ -19,6 +19,7 @@ from lora import disk
 from lora.disk import DiskError
 from lora.file import weights
 from lora.pictures import archive
+from lora.result import tarball
 from script import cli
 from tests.file.test_names import a_lora
 from tests.pictures.test_archive import a_zip
@@ -79,19 +80,19 @@ def test_a_tar_that_does_not_fit_leaves_the_earlier_one_and_no_part(tmp_path: Pa
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "x.tar").write_bytes(b"earlier")
     with largest_file(30_000), pytest.raises(DiskError, match=r"out/x\.tar cannot be written: a file may not be that"):
-        archive.pack({"big": tmp_path / "big"}, tmp_path / "out" / "x.tar")
+        tarball.pack({"big": tmp_path / "big"}, tmp_path / "out" / "x.tar")
     os.symlink("/dev/full", tmp_path / "out" / "x.tar.part")
     with pytest.raises(DiskError, match=r"out/x\.tar cannot be written: the disk is full"):
-        archive.pack({"big": tmp_path / "big"}, tmp_path / "out" / "x.tar")
+        tarball.pack({"big": tmp_path / "big"}, tmp_path / "out" / "x.tar")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["x.tar"]
     assert (tmp_path / "out" / "x.tar").read_bytes() == b"earlier"
     with pytest.raises(DiskError, match=r"big/x\.tar cannot be written: a part of its path is no folder"):
-        archive.pack({"big": tmp_path / "big"}, tmp_path / "big" / "x.tar")
+        tarball.pack({"big": tmp_path / "big"}, tmp_path / "big" / "x.tar")
 
 
 def test_a_lora_taken_out_of_a_tar_names_where_it_did_not_fit(tmp_path: Path) -> None:
     weights.write(tmp_path / "a.safetensors", a_lora(2, width=48), {})
-    archive.pack({"a.safetensors": tmp_path / "a.safetensors"}, tmp_path / "x.tar")
+    tarball.pack({"a.safetensors": tmp_path / "a.safetensors"}, tmp_path / "x.tar")
     with largest_file(2000), pytest.raises(DiskError, match=r"lora\.safetensors cannot be written"):
         weights.take_out(tmp_path / "x.tar", tmp_path)
 

@@ -21,7 +21,7 @@ from typing import TypeVar
 import pillow_heif
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
-from lora.pictures.archive import MAX_PIXELS
+from lora.pictures.limits import MAX_PIXELS
 
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # or Pillow warns of pictures that are allowed
 

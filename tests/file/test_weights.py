@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 
 from lora.file import names, weights
 from lora.file.names import Pair
-from lora.pictures import archive
+from lora.pictures import limits
+from lora.result import tarball
 from script import convert, inspect
 from tests.file.test_names import a_lora
 
@@ -93,7 +94,7 @@ def test_a_converted_file_is_never_written_as_a_tar(tmp_path: Path, capsys: pyte
 
 def test_a_trainers_tar_is_inspected_and_found_sound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = _file(tmp_path / "lora.safetensors", a_lora(2))
-    archive.pack({"output/flux_train_replicate/lora.safetensors": path}, tmp_path / "trained_model.tar")
+    tarball.pack({"output/flux_train_replicate/lora.safetensors": path}, tmp_path / "trained_model.tar")
     assert inspect.main([str(tmp_path / "trained_model.tar")]) == 0
     page = capsys.readouterr().out
     for part in (
@@ -141,7 +142,7 @@ def test_inspecting_what_is_no_lora_says_so_and_fails(tmp_path: Path, capsys: py
 
 def test_a_tar_must_hold_one_lora(tmp_path: Path) -> None:
     path = _file(tmp_path / "a.safetensors", a_lora(2, width=48))
-    archive.pack({"a.safetensors": path, "b.safetensors": path}, tmp_path / "two.tar")
+    tarball.pack({"a.safetensors": path, "b.safetensors": path}, tmp_path / "two.tar")
     with pytest.raises(ValueError, match=r"holds 2: a\.safetensors, b\.safetensors"):
         weights.take_out(tmp_path / "two.tar", tmp_path)
     with tarfile.open(tmp_path / "none.tar", "w"):
@@ -172,8 +173,8 @@ def test_a_tar_that_unpacks_to_too_much_is_refused_while_it_is_read(
         weights.take_out(_tar(tmp_path / "x.tar", {"a.safetensors": bomb}, "w:gz"), tmp_path)
     assert (tmp_path / "lora.safetensors").stat().st_size < len(bomb)
 
-    monkeypatch.setattr(archive, "MAX_ENTRIES", 100)
-    monkeypatch.setattr(archive, "MAX_BYTES", 2**20)
+    monkeypatch.setattr(limits, "MAX_ENTRIES", 100)
+    monkeypatch.setattr(limits, "MAX_BYTES", 2**20)
     with pytest.raises(ValueError, match=r"GiB unpacked, at 'a\.safetensors'"):
         weights.take_out(_tar(tmp_path / "x.tar", {"a.safetensors": random.randbytes(2**20 + 1)}), tmp_path)
     assert (tmp_path / "lora.safetensors").stat().st_size <= 2**20

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lora.pictures import archive
+from lora.pictures import archive, limits
 
 FILES = {"a.jpg": b"picture a", "a.txt": b"caption", "holiday 1/b (2).JPG": b"picture b" * 500}
 
@@ -34,6 +34,17 @@ def a_tar(path: Path, files: dict[str, bytes], mode: str = "w", form: int = tarf
 
 def a_targz(path: Path, files: dict[str, bytes]) -> Path:
     return a_tar(path, files, "w:gz")
+
+
+def a_windows_zip(path: Path, names: dict[bytes, bytes]) -> Path:
+    """Names as raw bytes that nothing marks, as Explorer packs them."""
+    marks = {bytes([ord("p") + number]) * len(name): name for number, name in enumerate(names)}
+    data = a_zip(path, dict(zip((mark.decode() for mark in marks), names.values(), strict=True))).read_bytes()
+    for mark, name in marks.items():
+        assert data.count(mark) == 2
+        data = data.replace(mark, name)
+    path.write_bytes(data)
+    return path
 
 
 MAKERS = [a_zip, a_tar, a_targz]
@@ -170,6 +181,38 @@ def test_the_byte_of_a_backslash_inside_a_japanese_letter_is_none(tmp_path):
     assert all(name.endswith(".jpg") and "/" not in name for name in found)
 
 
+WINDOWS = [
+    ("cp932", ["新しいフォルダー/写真の表.jpg", "新しいフォルダー/ソファ.txt"]),
+    ("gbk", ["新建文件夹/我的狗.jpg", "张伟的照片.jpg"]),
+    ("cp950", ["新增資料夾/貓咪的照片.jpg"]),
+    ("cp949", ["새 폴더/귀여운 강아지.jpg", "나의 사진.png"]),
+    ("cp866", ["Новая папка/Собака 1.jpg", "ФОТО.JPG"]),
+    ("cp1251", ["Новая папка/Собака 1.jpg", "кот.jpg"]),
+    ("cp850", ["São Paulo/Größe für Zoë.jpg"]),
+]
+
+
+@pytest.mark.parametrize(("page", "names"), WINDOWS, ids=[page for page, _ in WINDOWS])
+def test_names_of_a_windows_of_another_language_are_shown_in_its_letters(page, names, tmp_path):
+    path = a_windows_zip(tmp_path / "x", {name.encode(page): b"" for name in names})
+    assert set(unpacked(path, tmp_path / "out")) == set(names)
+
+
+def test_bytes_that_look_like_an_a_and_an_A_are_not_one_letter_where_the_code_page_is_guessed(tmp_path):
+    """カ is 0x83 J and ニ is 0x83 j in the code page of Japanese Windows."""
+    names = {"カ.jpg".encode("cp932"): b"1", "ニ.jpg".encode("cp932"): b"2", "カ/ニ.jpg".encode("cp932"): b"3"}
+    assert unpacked(a_windows_zip(tmp_path / "x", names), tmp_path / "out") == {
+        "カ.jpg": b"1", "ニ.jpg": b"2", "カ/ニ.jpg": b"3",
+    }  # fmt: skip
+    nobodys = {b"\xff\xfeJ.jpg": b"1", b"\xff\xfej.jpg": b"2"}
+    assert sorted(unpacked(a_windows_zip(tmp_path / "y", nobodys), tmp_path / "more").values()) == [b"1", b"2"]
+
+
+def test_a_guessed_name_that_ends_like_a_folder_is_none(tmp_path):
+    path = a_windows_zip(tmp_path / "x", {"表".encode("cp932"): b"1", "写真.jpg".encode("cp932"): b"2"})
+    assert unpacked(path, tmp_path / "out") == {"表": b"1", "写真.jpg": b"2"}
+
+
 @pytest.mark.parametrize(
     "kind",
     [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.GNUTYPE_SPARSE],
@@ -242,8 +285,8 @@ def test_all_bad_entries_are_named_in_one_message(tmp_path):
 
 @pytest.mark.parametrize("make", MAKERS)
 def test_the_number_of_files_and_of_entries_is_limited_and_junk_counts_for_the_second(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(archive, "MAX_FILES", 3)
-    monkeypatch.setattr(archive, "MAX_ENTRIES", 9)
+    monkeypatch.setattr(limits, "MAX_FILES", 3)
+    monkeypatch.setattr(limits, "MAX_ENTRIES", 9)
     three = {f"{n}.jpg": b"" for n in range(3)}
     assert len(unpacked(make(tmp_path / "3", {**three, ".junk": b""}), tmp_path / "3out")) == 3
     assert "more than 3 files" in refusal(make(tmp_path / "4", {**three, "4.jpg": b""}), tmp_path / "4out")
@@ -253,7 +296,7 @@ def test_the_number_of_files_and_of_entries_is_limited_and_junk_counts_for_the_s
 
 @pytest.mark.parametrize("make", MAKERS)
 def test_the_limit_on_bytes_is_on_all_files_together(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(archive, "MAX_BYTES", 2**20)
+    monkeypatch.setattr(limits, "MAX_BYTES", 2**20)
     half = os.urandom(2**19)
     assert len(unpacked(make(tmp_path / "fits", {"a.jpg": half, "b.jpg": half}), tmp_path / "1")) == 2
     message = refusal(make(tmp_path / "over", {"a.jpg": half, "b.jpg": half, "c.jpg": b"1"}), tmp_path / "2")
@@ -261,7 +304,7 @@ def test_the_limit_on_bytes_is_on_all_files_together(make, tmp_path, monkeypatch
 
 
 def test_headers_of_a_tar_that_are_no_entries_count_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(archive, "MAX_ENTRIES", 10)
+    monkeypatch.setattr(limits, "MAX_ENTRIES", 10)
     header = tarfile.TarInfo("x")
     header.type = tarfile.XHDTYPE
     (tmp_path / "x").write_bytes(header.tobuf() * 31 + bytes(1024))
@@ -269,8 +312,8 @@ def test_headers_of_a_tar_that_are_no_entries_count_too(tmp_path, monkeypatch):
 
 
 def test_what_a_tar_skips_counts_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(archive, "MAX_BYTES", 2**20)
-    monkeypatch.setattr(archive, "MAX_ENTRIES", 10)
+    monkeypatch.setattr(limits, "MAX_BYTES", 2**20)
+    monkeypatch.setattr(limits, "MAX_ENTRIES", 10)
     assert "GiB unpacked" in refusal(a_targz(tmp_path / "x", {".junk": bytes(3 * 2**20)}), tmp_path / "out")
 
 
@@ -292,7 +335,7 @@ def test_a_size_in_a_header_is_not_believed(tmp_path, monkeypatch):
     path.write_bytes(data.replace(struct.pack("<I", 2**16), struct.pack("<I", 9)))
     assert "'liar.jpg' is damaged" in refusal(path, tmp_path / "out")
     path.write_bytes(data.replace(struct.pack("<I", 2**16), struct.pack("<I", 2**31)))
-    monkeypatch.setattr(archive, "MAX_BYTES", 2**20)
+    monkeypatch.setattr(limits, "MAX_BYTES", 2**20)
     files = archive.unpack(path, tmp_path / "more")
     assert files[0].stat().st_size == 2**16
 
@@ -365,16 +408,34 @@ def test_a_tar_header_with_an_impossible_size_is_refused(size, tmp_path):
     [
         (b"", "the file is empty"),
         (b"Rar!\x1a\7\0", "RAR"),
-        (b"\xff\xd8\xff\xe0JFIF", "a single JPEG"),
+        (b"\xff\xd8\xff\xe0JFIF", "a single JPEG picture: pack it into a zip"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "a single HEIC picture: pack it into a zip"),
+        (b"\0\0\0\x1cftypavif", "a single AVIF picture"),
+        (b"GIF89a\1\0", "a single GIF picture"),
+        (b"II*\0\x08\0\0\0", "a single TIFF picture"),
+        (b"MM\0*\0\0\0\x08", "a single TIFF picture"),
+        (b"RIFF\0\0\0\0WEBPVP8 ", "a single WebP picture"),
+        (b"BM\x36\0\0\0\0\0\0\0", "a single BMP picture"),
+        (b"\0\0\0\x20ftypisom\0\0\2\0", "a film"),
+        (b"\0\0\0\x14ftypqt  ", "a film"),
+        (b"\x1a\x45\xdf\xa3\1", "a film"),
+        (b"{\\rtf1\\ansi", "a RTF document"),
         (b"\n<!DOCTYPE html><title>Sign in", "a web page"),
         (b"hello", "b'hello'"),
         (gzip.compress(b"no tar " * 999), "no tar in it"),
     ],
-    ids=["empty", "rar", "jpeg", "html", "text", "gzip"],
+    ids=str,
 )
 def test_what_is_no_archive_is_told_for_what_it_is(data, what, tmp_path):
     (tmp_path / "pictures.zip").write_bytes(data)
     assert what in refusal(tmp_path / "pictures.zip", tmp_path / "out")
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_an_archive_of_hidden_files_alone_says_that_they_are_hidden(make, tmp_path):
+    message = refusal(make(tmp_path / "x", {".trash/a.jpg": b"1", "in/._b.jpg": b"2"}), tmp_path / "out")
+    assert "every file in the archive is hidden or a system's own" in message
+    assert "'.trash/a.jpg', 'in/._b.jpg'" in message
 
 
 def test_a_folder_is_no_archive(tmp_path):
@@ -412,25 +473,3 @@ def test_a_full_disk_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(archive, "open", on_a_full_disk, raising=False)
     with pytest.raises(OSError, match="the disk is full"):
         archive.unpack(a_zip(tmp_path / "x", FILES), tmp_path / "out")
-
-
-def test_the_tar_is_the_same_bytes_for_the_same_files(tmp_path):
-    (tmp_path / "one").write_bytes(b"1")
-    (tmp_path / "two").write_bytes(b"2" * 1000)
-    members = {"output/x/b.safetensors": tmp_path / "two", "captions/é.txt": tmp_path / "one"}
-    archive.pack(members, tmp_path / "a.tar")
-    os.utime(tmp_path / "one", (1, 1))
-    (tmp_path / "one").chmod(0o600)
-    archive.pack(dict(reversed(members.items())), tmp_path / "b.tar")
-    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
-    with tarfile.open(tmp_path / "a.tar", "r:") as tar:
-        found = [(m.name, m.size, m.mode, m.mtime, m.uid, m.gid, m.uname) for m in tar]
-    assert found == [("captions/é.txt", 1, 0o644, 0, 0, 0, ""), ("output/x/b.safetensors", 1000, 0o644, 0, 0, 0, "")]
-
-
-def test_a_tar_that_fails_leaves_the_earlier_one_and_no_part(tmp_path):
-    (tmp_path / "a.tar").write_bytes(b"earlier")
-    with pytest.raises(FileNotFoundError):
-        archive.pack({"a": tmp_path / "missing"}, tmp_path / "a.tar")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
-    assert (tmp_path / "a.tar").read_bytes() == b"earlier"

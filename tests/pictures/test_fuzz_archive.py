@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from lora.pictures import archive, buckets, photos
+from lora.pictures import archive, buckets, limits, photos
 
 MORE = int(os.environ.get("HYPOTHESIS_EXAMPLES", "1"))
 MOST = 2**18
@@ -116,16 +116,16 @@ def unpacks_or_refuses(data: bytes) -> None:
         assert {path.relative_to(above).parts[:2] for path in found} <= {("upload",), ("run", "work")}
         assert not any(path.is_symlink() for path in found)
         written = [path for path in found if path.name != "upload"]
-        assert len(written) <= archive.MAX_FILES
+        assert len(written) <= limits.MAX_FILES
         assert sum(path.stat().st_size for path in written) <= MOST
 
 
 @pytest.fixture(autouse=True)
 def _small_limits(monkeypatch):
-    monkeypatch.setattr(archive, "MAX_BYTES", MOST)
-    monkeypatch.setattr(archive, "MAX_FILES", 10)
-    monkeypatch.setattr(archive, "MAX_ENTRIES", 20)
-    monkeypatch.setattr(archive, "RATIO_FROM", 2**14)
+    monkeypatch.setattr(limits, "MAX_BYTES", MOST)
+    monkeypatch.setattr(limits, "MAX_FILES", 10)
+    monkeypatch.setattr(limits, "MAX_ENTRIES", 20)
+    monkeypatch.setattr(limits, "RATIO_FROM", 2**14)
 
 
 @pytest.mark.parametrize("kind", SEEDS)
