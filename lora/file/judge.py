@@ -30,6 +30,11 @@ TOLERANCE = 0.02
 _ADAPTER = "judged"
 
 
+def remarks(lora: Weights) -> list[str]:
+    """Faults and notes."""
+    return [*faults(lora), *notes(lora)]
+
+
 def faults(lora: Weights) -> list[str]:
     """What makes a LoRA draw nothing or noise, a line each; empty where it is sound."""
     pairs, found = lora.pairs, []
@@ -76,7 +81,7 @@ def effective(lora: Weights) -> bool:
 
 
 def loaders(lora: Weights, path: Path) -> dict[str, str]:
-    """Each way of using a FLUX LoRA -> "yes", or why not, or what is lost; `path` is the file that `lora` was read from."""
+    """Each way of using a FLUX LoRA -> "yes", why not, or what is lost; `lora` was read from the file `path`."""
     answers = {"diffusers": _diffusers(lora, path), "ComfyUI": _comfy(lora)}
     width = _width(lora.pairs)
     if width not in (None, FLUX_WIDTH):
@@ -151,7 +156,7 @@ def _empty_flux(pairs: Mapping[str, Pair]) -> FluxTransformer2DModel:
 
 
 def _arrived(transformer: FluxTransformer2DModel) -> dict[str, tuple[Pair, bool, bool]]:
-    """What the loader put on: each layer's A and B as it will be applied, whether with a magnitude, whether with a bias."""
+    """What the loader put on: each layer's A and B as they will be applied, whether with a magnitude, with a bias."""
     found = {}
     for name, module in transformer.named_modules():
         if _ADAPTER not in getattr(module, "lora_A", {}):
@@ -169,6 +174,8 @@ def _lost(lora: Weights, arrived: Mapping[str, tuple[Pair, bool, bool]], text_ke
     missing = [layer for layer in pairs if layer not in arrived and (change(pairs[layer]) or layer in lora.biases)]
     if missing and not arrived:
         return "no: it finds no layer under these names (script/convert)"
+    if 0 < len(lora.magnitudes) < len(pairs):
+        return "no: it takes every layer for a DoRA's, and stops drawing at the first without a magnitude"
     lost = []
     if missing:
         lost.append(f"without {_count(missing, pairs)}")
@@ -227,7 +234,10 @@ def _comfy_reads(key: str) -> bool:
 
 def _header_scales(lora: Weights) -> bool:
     header = lora.metadata.get(ADAPTER_HEADER, "")
-    found = re.search(r'"transformer\.lora_alpha": *([\d.]+)', header), re.search(r'"transformer\.r": *([\d.]+)', header)
+    found = (
+        re.search(r'"transformer\.lora_alpha": *([\d.]+)', header),
+        re.search(r'"transformer\.r": *([\d.]+)', header),
+    )
     return (
         bool(found[0] and found[1] and float(found[0][1]) != float(found[1][1]))
         or bool(re.search(r'"transformer\.alpha_pattern": *\{ *"', header))

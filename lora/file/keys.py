@@ -6,7 +6,7 @@ A key is a prefix, a layer and a part: `base_model.model.` + `double_blocks.0.im
 | --- | --- |
 | diffusers, ai-toolkit, this trainer | `transformer.transformer_blocks.0.attn.to_q.lora_A.weight` |
 | the same with old halves | `transformer.transformer_blocks.0.attn.to_q.lora.down.weight` |
-| SimpleTuner, some peft scripts | `transformer.base_model.model.transformer_blocks.0.attn.to_q.lora_A.weight`, or no prefix |
+| SimpleTuner, peft | `transformer.base_model.model.transformer_blocks.0.attn.to_q.lora_A.weight`, or no prefix |
 | sd-scripts (kohya), Forge | `lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight`, `lora_te1_text_model_…` |
 | ComfyUI, fal | `diffusion_model.double_blocks.0.…`, `base_model.model.double_blocks.0.…` |
 | OneTrainer | `lora_transformer_transformer_blocks_0_attn_to_q.lora_down.weight` |
@@ -26,8 +26,8 @@ from lora.file.names import Layer, some
 
 _PREFIXES = re.compile(r"(?:(?:transformer|base_model\.model|model|diffusion_model|unet|module|_orig_mod)\.)*")
 _PARTS = {
-    "A": r"\.lora_A(?:\.default)?(?:\.weight)?|\.lora_down\.weight|[._]lora\.down\.weight|\.lora_linear_layer\.down\.weight",
-    "B": r"\.lora_B(?:\.default)?(?:\.weight)?|\.lora_up\.weight|[._]lora\.up\.weight|\.lora_linear_layer\.up\.weight",
+    "A": r"\.lora_A(?:\.default)?(?:\.weight)?|(?:\.lora_|[._]lora\.|\.lora_linear_layer\.)down\.weight",
+    "B": r"\.lora_B(?:\.default)?(?:\.weight)?|(?:\.lora_|[._]lora\.|\.lora_linear_layer\.)up\.weight",
     "alpha": r"\.alpha",
     "bias": r"\.lora_B(?:\.default)?\.bias|\.lora_up\.bias",
     "bias_change": r"\.diff_b",
@@ -102,7 +102,9 @@ def read(key: str) -> Key | None:
     stem, part = match[1], match.lastgroup
     if clip := _CLIP.fullmatch(stem):
         number = clip[1] or clip[2] or clip[3]
-        return Key("clip", f"encoder.layers.{number}.{f'self_attn.{clip[4]}_proj' if clip[4] else f'mlp.{clip[5]}'}", part)
+        return Key(
+            "clip", f"encoder.layers.{number}.{f'self_attn.{clip[4]}_proj' if clip[4] else f'mlp.{clip[5]}'}", part
+        )
     for prefix, naming in _FLAT_PREFIXES.items():
         if stem.startswith(prefix):
             flat = _flat(stem.removeprefix(prefix).replace(".", "_"))
@@ -138,7 +140,8 @@ def parse(tensors: Mapping[str, Tensor]) -> Parsed:
     parsed = Parsed(alphas=any(key.endswith(".alpha") for key in tensors))
     parts: dict[tuple[str, str], dict[str, Tensor]] = {}
     spelled: dict[tuple[str, str], list[str]] = {}
-    faults, odd = [], []
+    faults: list[str] = []
+    odd: list[str] = []
     for key, tensor in tensors.items():
         found = read(key)
         if found is None:
@@ -215,9 +218,7 @@ def _scaled(name: str, held: Mapping[str, Tensor]) -> Layer:
     assert b is not None
     if magnitude is not None:
         if magnitude.numel() != len(b) or magnitude.shape[0] != len(b):
-            raise ValueError(
-                f"{name}: this DoRA scales a layer's inputs and peft's its outputs; ComfyUI reads it, diffusers does not"
-            )
+            raise ValueError(f"{name}: this DoRA scales a layer's inputs, and peft's its outputs; ComfyUI reads it")
         magnitude = magnitude.flatten()
     if any(part is not None and part.shape != b.shape[:1] for part in (bias, change)):
         raise ValueError(f"{name}: its bias does not fit its outputs")

@@ -1,7 +1,7 @@
 """What a safetensors file is that is no LoRA for FLUX.1, by its keys: in one sentence, with what reads it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from torch import Tensor
@@ -20,7 +20,9 @@ _COMFY = "ComfyUI reads it, diffusers' FluxPipeline does not"
 _ADAPTERS = (
     Kind(r"\.lokr_[wt]\d", "a LoKr of LyCORIS, whose factors are Kronecker's and no A and B", _COMFY),
     Kind(r"\.hada_[wt]\d", "a LoHa of LyCORIS, a product of two LoRAs", _COMFY),
-    Kind(r"\.(oft_blocks|oft_diag|oft_R|boft_)", "an OFT or BOFT, which turns weights in place of adding to them", _COMFY),
+    Kind(
+        r"\.(oft_blocks|oft_diag|oft_R|boft_)", "an OFT or BOFT, which turns weights in place of adding to them", _COMFY
+    ),
     Kind(r"\.[ab][12]\.weight$", "a GLoRA of LyCORIS", _COMFY),
     Kind(r"\.on_input$|\.ia3_l|\.vera_lambda", "an IA3 or VeRA", "the tool that trained it reads it"),
     Kind(r"ip_adapter|to_[kv]_ip\b|image_proj\.", "an IP-Adapter", "diffusers' load_ip_adapter and ComfyUI read it"),
@@ -62,17 +64,13 @@ _MODELS = (
         "a LoRA for FLUX.2",
         "diffusers' Flux2Pipeline and ComfyUI read it",
     ),
-    Kind(
-        r"(double|single)_stream_blocks", "a LoRA for HiDream", "diffusers' HiDreamImagePipeline and ComfyUI read it"
-    ),
+    Kind(r"(double|single)_stream_blocks", "a LoRA for HiDream", "diffusers' HiDreamImagePipeline and ComfyUI read it"),
     Kind(
         r"\.(img|txt)_attn_qkv\.|individual_token_refiner",
         "a LoRA for HunyuanVideo",
         "diffusers' HunyuanVideoPipeline and ComfyUI read it",
     ),
-    Kind(
-        r"distilled_guidance_layer", "a LoRA for Chroma", "diffusers' ChromaPipeline and ComfyUI read it"
-    ),
+    Kind(r"distilled_guidance_layer", "a LoRA for Chroma", "diffusers' ChromaPipeline and ComfyUI read it"),
     Kind(
         r"blocks[._]\d+[._](self|cross)_attn[._][qkvo](_img)?\b|lora_unet_blocks_\d+_(self|cross)_attn_[qkvo]\.|blocks\.\d+\.attn1\.to_",
         "a LoRA for Wan or another model of video",
@@ -128,9 +126,9 @@ def of(tensors: Mapping[str, Tensor]) -> Kind | None:
         return adapter
     places = {key: found for key in tensors if (found := keys.read(key))}
     halves = {key: found for key, found in places.items() if found.part in ("A", "B")}
-    if not halves and not any(re.search(r"lora", key) for key in tensors):
+    if not halves and not any("lora" in key for key in tensors):
         return _found((*_WHOLE, *_MODELS), tensors) if tensors else None
-    if model := _found(_MODELS, tensors):
+    if model := _found(_MODELS, [key for key in tensors if key not in places]):
         return model
     if _found((_CONTROL,), tensors):
         return _CONTROL
@@ -145,5 +143,5 @@ def of(tensors: Mapping[str, Tensor]) -> Kind | None:
     return None
 
 
-def _found(kinds: tuple[Kind, ...], tensors: Mapping[str, Tensor]) -> Kind | None:
-    return next((kind for kind in kinds if any(re.search(kind.mark, key) for key in tensors)), None)
+def _found(kinds: tuple[Kind, ...], names: Collection[str]) -> Kind | None:
+    return next((kind for kind in kinds if any(re.search(kind.mark, key) for key in names)), None)

@@ -6,11 +6,11 @@
 - **kohya**: `lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight`, BFL's modules as sd-scripts, Forge and most of
   the web sites know them, with an `.alpha` for each layer.
 
-How other tools write these names is in `keys`. Black Forest Labs' code joins q, k and v (and a single block's MLP) into
-one layer. The LoRAs of n layers of rank r are there one LoRA of rank n·r: the As stand above one another, the Bs are the
-blocks of a diagonal. Nothing is rounded, and the way back cuts the blocks out again. A joined LoRA that was trained as
-one has no such blocks: each part gets the whole A and its own rows of B, as in diffusers' converters, and parts with one
-A are joined to one LoRA of rank r again.
+How other tools write these names is in `keys`. Black Forest Labs' code joins q, k and v (and a single block's MLP)
+into one layer. The LoRAs of n layers of rank r are there one LoRA of rank n·r: the As stand above one another, the Bs
+are the blocks of a diagonal. Nothing is rounded, and the way back cuts the blocks out again. A joined LoRA that was
+trained as one has no such blocks: each part gets the whole A and its own rows of B, as in diffusers' converters, and
+parts with one A are joined to one LoRA of rank r again.
 
 diffusers' own converters (`diffusers.loaders.lora_conversion_utils`) do the same for FLUX.1's width alone, drop what
 lies outside the blocks or stop at a layer that is missing; the tests hold these tables against them.
@@ -93,7 +93,7 @@ _OUTSIDE_BACK = {theirs: ours for ours, theirs in OUTSIDE.items()}
 
 
 def from_bfl(name: str, layer: Layer) -> dict[str, Layer]:
-    """A layer of Black Forest Labs' code (`double_blocks.0.img_attn.qkv`) -> the layers of diffusers that it stands for.
+    """A layer of Black Forest Labs' code (`double_blocks.0.img_attn.qkv`) -> the layers of diffusers that it is.
 
     Raises ValueError where a joined layer's size is none of FLUX.1's.
     """
@@ -202,7 +202,8 @@ def _blocks(layer: Layer, heights: Sequence[int]) -> list[Pair]:
 
 def _swapped(layer: Layer) -> Layer:
     b, bias, magnitude = (
-        torch.cat(whole.chunk(2)[::-1]) if whole is not None else None for whole in (layer.b, layer.bias, layer.magnitude)
+        torch.cat(whole.chunk(2)[::-1]) if whole is not None else None
+        for whole in (layer.b, layer.bias, layer.magnitude)
     )
     assert b is not None
     return Layer(layer.a, b, bias, magnitude)
