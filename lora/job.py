@@ -13,7 +13,7 @@ from PIL import Image
 from captioner import caption, text
 from captioner.text import Caption, Rules
 from lora import disk, wait
-from lora.file import weights
+from lora.file import judge, weights
 from lora.file.names import Pair
 from lora.flux import adapter, base, encode, hardware
 from lora.flux.base import Base
@@ -173,8 +173,8 @@ def gather(desk: Desk, changes: Mapping[str, Any]) -> Gathered:
     if request.resume_from:
         with desk.stage("fetching the earlier LoRA"):
             earlier, file_hash = resume.fetch(request, desk.secrets.hf_token, desk.work / "earlier")
-            resume.check(earlier, request, modules, skeleton, log)
-            decided, start = dataclasses.replace(decided, resume_from_sha256=file_hash), earlier.pairs
+            start = resume.start(earlier, request.lora_rank, decided.settings.seed, modules, skeleton, log)
+            decided, modules = dataclasses.replace(decided, resume_from_sha256=file_hash), list(start)
     for warning in survey.report(looks, decided.resolutions):
         log(f"{WARNING}{warning}")
     return Gathered(
@@ -304,12 +304,12 @@ def pack_again(desk: Desk, output: Path) -> Path:
     log(f"base: {name}; a LoRA is packed by the names and sizes of its layers alone")
     with desk.stage("fetching the earlier LoRA"):
         earlier, file_hash = resume.fetch(request, token, desk.work / "earlier")
-        resume.check(earlier, request, adapter.target_modules(skeleton), skeleton, log)
+        packed = resume.fitting(earlier, skeleton, log)
     decided = {"base": name, "resume_from_sha256": file_hash}
     members = {WEIGHTS_MEMBER: desk.work / "lora.safetensors", "request.json": desk.work / "request.json"}
-    weights.write(members[WEIGHTS_MEMBER], weights.halved(earlier.pairs), earlier.metadata)
-    for fault in weights.faults(weights.read(members[WEIGHTS_MEMBER])):
-        log(f"{WARNING}{fault}")
+    weights.write_whole(members[WEIGHTS_MEMBER], packed)
+    for said in judge.remarks(weights.read(members[WEIGHTS_MEMBER])):
+        log(f"{WARNING}{said}")
     published = None
     if request.hf_repo_id:
         published = hub.publish(request, token or "", decided, members[WEIGHTS_MEMBER], [], 0, log)

@@ -38,14 +38,14 @@ def main(argv: Sequence[str]) -> int:
             )
         with tempfile.TemporaryDirectory() as folder:
             lora = weights.read(weights.take_out(path, Path(folder)))
-            weights.write(Path(folder) / "converted", lora.pairs, lora.metadata, arguments.to)
+            weights.write_whole(Path(folder) / "converted", lora, arguments.to)
             cli.move_into_place({output: Path(folder) / "converted"})
     except (ValueError, OSError) as error:
         print(f"script/convert: {error}", file=sys.stderr)
         return 1
     print(f"{output} ({lora.naming} -> {arguments.to}, {len(lora.pairs)} layers)")
-    if lora.strange:
-        print(f"left out, for they are of no layer of FLUX's transformer: {some(lora.strange)}")
+    for part, left in lora.left_out.items():
+        print(f"left out, {len(left)} keys of {part}: {some(left)}")
     return 0
 
 

@@ -12,17 +12,18 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="script/inspect", description="Says what a LoRA is and whether it is sound.")
     parser.add_argument("file", type=Path, help="a safetensors, or a tar with one in it")
     path = parser.parse_args(argv).file
-    from lora.file import weights  # only now: it loads torch
+    from lora.file import judge, weights  # only now: they load torch
 
     try:
         with tempfile.TemporaryDirectory() as folder:
-            lora = weights.read(weights.take_out(path, Path(folder)))
+            file = weights.take_out(path, Path(folder))
+            lora = weights.read(file)
+            print(f"{path.name}, {path.stat().st_size / 1e6:.1f} MB")
+            print(judge.describe(lora, file))
     except (ValueError, OSError) as error:
         print(f"script/inspect: {error}", file=sys.stderr)
         return 1
-    print(f"{path.name}, {path.stat().st_size / 1e6:.1f} MB")
-    print(weights.describe(lora))
-    return 1 if weights.faults(lora) else 0
+    return 1 if judge.faults(lora) else 0
 
 
 if __name__ == "__main__":

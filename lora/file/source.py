@@ -3,6 +3,8 @@
 Whatever it is, one safetensors file comes out; its content is `weights.read`'s to judge. Nothing is ever unpickled.
 """
 
+import base64
+import binascii
 import http.client
 import os
 import re
@@ -10,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, unquote_to_bytes, urlsplit
 
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
@@ -25,6 +27,8 @@ MAX_BYTES = 4 * 2**30
 TIMEOUT = 30.0
 """Seconds without a byte."""
 TRIES = 3
+SHOWN = 200
+"""Characters of an input that a message shows."""
 USUAL_NAMES = ("lora.safetensors", "pytorch_lora_weights.safetensors")
 """Which file is meant where a repository or folder holds several."""
 
@@ -33,8 +37,9 @@ def fetch(source: str, folder: Path, called: str, token: str | None = None) -> P
     """The safetensors file that `source` means, below `folder` where it had to be downloaded or taken out of a tar.
 
     `source` is the path of a safetensors file, a tar or a folder, a Hub id (`owner/name`, or `owner/name/file`; also
-    with `huggingface.co/` before it), or an http(s) address of a safetensors or a tar. `token` is for the Hub; without
-    one HF_TOKEN counts. Raises ValueError that begins with `called`, the input's name.
+    with `huggingface.co/` before it), an http(s) address of a safetensors or a tar, a page of Civitai with its
+    modelVersionId, or a `data:` address, which holds the file itself. `token` is for the Hub; without one HF_TOKEN
+    counts. Raises ValueError that begins with `called`, the input's name.
     """
     try:
         return weights.take_out(wait.interruptibly(lambda: _find(source.strip(), folder, token)), folder)
@@ -43,15 +48,18 @@ def fetch(source: str, folder: Path, called: str, token: str | None = None) -> P
 
 
 def _find(source: str, folder: Path, token: str | None) -> Path:
-    if re.match(r"(www\.)?huggingface\.co/", source):  # as Replicate's flux-dev-lora takes it
+    if source[:5].lower() == "data:":
+        return _from_data(source, folder)
+    if re.match(r"(www\.)?(huggingface\.co|civitai\.com|replicate\.com)/", source):  # as flux-dev-lora takes it
         source = f"https://{source}"
     try:
         url = urlsplit(source)
     except ValueError:  # its text may hold a password
         raise ValueError("this address cannot be read: its server's name is wrong; copy it again") from None
     if url.scheme in ("http", "https"):
-        at_hub = url.hostname in ("huggingface.co", "www.huggingface.co")
-        return _from_hub(*_hub_file(url.path), folder, token) if at_hub else _download(source, folder)
+        if url.hostname in ("huggingface.co", "www.huggingface.co"):
+            return _from_hub(*_hub_file(url.path), folder, token)
+        return _download(_file_of_page(source), folder)
     path = Path(source)
     if source and os.path.isfile(path):  # Path.is_file raises where a name is too long, before Python 3.14
         return path
@@ -60,14 +68,73 @@ def _find(source: str, folder: Path, token: str | None) -> Path:
         return path / _the_one(files, f"the folder {path.name!r}")
     ends = r"\.(tar|tar\.gz|tgz|zip)$" if source.count("/") > 1 else r"\.(tar|tar\.gz|tgz|zip|safetensors)$"
     if source.startswith((".", "/", "~")) or re.search(ends, source, re.IGNORECASE):
-        raise ValueError(f"there is no file {without_secrets(source)!r} where this runs; check its path")
+        raise ValueError(f"there is no file {_shown(source)!r} where this runs; check its path")
+    part = r"[\w.-]{1,96}"
+    if re.fullmatch(rf"{part}/{part}[:/]{part}", source) and not source.endswith(".safetensors"):
+        raise ValueError(
+            f"{_shown(source)!r} looks like a version of a model on Replicate, which cannot be fetched by its name:"
+            " give the address of its weights (the training's output); a file on the Hub is owner/name/file.safetensors"
+        )
     if re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w./ -]+\.safetensors)?", source):
         owner, name, *file = source.split("/")
         return _from_hub(f"{owner}/{name}", "/".join(file), None, folder, token)
-    shown = without_secrets(source)
     raise ValueError(
-        f"{shown!r} is no file or folder here, no http or https address and no Hub id (owner/name); give one of these"
+        f"{_shown(source)!r} is no file or folder here, no http or https address and no Hub id (owner/name); give one"
+        " of these"
     )
+
+
+def _from_data(source: str, folder: Path) -> Path:
+    """The bytes that a `data:` address (RFC 2397) holds, as a trainer without a server's storage answers them."""
+    head, comma, content = source.partition(",")
+    try:
+        if not comma:
+            raise ValueError("it has no comma")
+        if head.lower().endswith(";base64"):
+            data = base64.b64decode(unquote(content) if "%" in content[:4096] else content, validate=True)
+        else:
+            data = unquote_to_bytes(content)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(
+            f"this data: address of {len(source):,} characters is damaged ({error}); copy it whole"
+        ) from None
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"this data: address holds more than {MAX_BYTES / 2**30:g} GiB: no LoRA does")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "data"
+    with disk.writing(path):
+        path.write_bytes(data)
+    return path
+
+
+def _file_of_page(address: str) -> str:
+    """An address of a page about a LoRA -> that of its file, where the page's own tells it; any other as it is.
+
+    Raises ValueError with what to give instead where it does not.
+    """
+    url = urlsplit(address)
+    host, query = (url.hostname or "").removeprefix("www."), parse_qs(url.query)
+    if host == "civitai.com" and url.path.startswith("/models/"):
+        version = query.get("modelVersionId", [""])[0]
+        if not version.isdecimal():
+            raise ValueError(
+                f"{_shown(address)} is a page of Civitai: give the address of its Download button,"
+                " https://civitai.com/api/download/models/<version's number>"
+            )
+        token = f"?token={query['token'][0]}" if "token" in query else ""
+        return f"https://civitai.com/api/download/models/{version}{token}"
+    if host == "replicate.com":
+        raise ValueError(
+            f"{_shown(address)} is a page of Replicate: give the address of the weights themselves, which the training"
+            " there shows as its output"
+        )
+    return address
+
+
+def _shown(source: str) -> str:
+    """An input for a message: without its secrets, and cut."""
+    plain = without_secrets(source)
+    return plain if len(plain) <= SHOWN else f"{plain[: SHOWN - 3]}..."
 
 
 def _the_one(files: list[str], where: str) -> str:
@@ -77,7 +144,9 @@ def _the_one(files: list[str], where: str) -> str:
             return chosen[0]
     if not files:
         raise ValueError(f"{where} holds no .safetensors file")
-    raise ValueError(f"{where} holds {len(files)} safetensors files ({', '.join(files[:5])}): say which by its name")
+    raise ValueError(
+        f"{where} holds {len(files)} safetensors files ({_shown(', '.join(files[:5]))}): say which by its name"
+    )
 
 
 def _hub_file(path: str) -> tuple[str, str, str | None]:
@@ -119,12 +188,17 @@ def _from_hub(repository: str, file: str, revision: str | None, folder: Path, to
 def _download(url: str, folder: Path) -> Path:
     """Tries again where the network fails or the server is unwell; follows redirects to http(s) alone."""
     folder.mkdir(parents=True, exist_ok=True)
-    path, called = folder / "download", without_secrets(url)
+    path, called = folder / "download", _shown(url)
     for attempt in range(1, TRIES + 1):
         try:
             _stream(url, path)
             break
         except urllib.error.HTTPError as error:
+            if error.code in (401, 403):
+                raise ValueError(
+                    f"{called} answers {error.code} {_told(error.reason)}: it asks for a login; add your token to the"
+                    " address (?token=…, as Civitai takes it), or give one that needs none"
+                ) from None
             if error.code < 500 or attempt == TRIES:
                 raise ValueError(f"{called} answers {error.code} {_told(error.reason)}") from None
         except (http.client.InvalidURL, UnicodeError):  # their texts hold what the address does
@@ -161,7 +235,7 @@ def _stream(url: str, path: Path) -> None:
         while block := answer.read(1 << 20):
             done += len(block)
             if done > MAX_BYTES:
-                raise ValueError(f"{without_secrets(url)} is larger than {MAX_BYTES / 2**30:g} GiB: no LoRA is")
+                raise ValueError(f"{_shown(url)} is larger than {MAX_BYTES / 2**30:g} GiB: no LoRA is")
             out.write(block)
     if announced is not None and done < announced:
         raise EOFError(f"it ended after {done} bytes of {announced}")
@@ -169,5 +243,5 @@ def _stream(url: str, path: Path) -> None:
 
 def _told(error: object) -> str:
     """The first line of an error, in which the addresses are without their secrets."""
-    line = str(error).strip().partition("\n")[0][:300]
+    line = str(error).strip().partition("\n")[0][:SHOWN]
     return re.sub(r"//[^/\s]*@", "//", re.sub(r"[?#][^\s'\"]*", "", line))

@@ -1,4 +1,4 @@
-"""A LoRA as a file: reading one of any naming, writing diffusers' own, and what can be said of it.
+"""A LoRA as a file: reading one of any naming, and writing diffusers' own. What can be said of it is in `judge`.
 
 Read are safetensors, and tars with one safetensors in it, as trainers on Replicate return them. Pickles are not: they
 can run code.
@@ -8,8 +8,8 @@ import json
 import math
 import re
 import zipfile
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,12 +18,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lora import disk
-from lora.file import names
-from lora.file.names import Pair
+from lora.file import keys, kinds, names
+from lora.file.names import Layer, Pair
 from lora.pictures import archive
 
-FLUX_WIDTH = 3072
-"""Inputs of FLUX.1's attention layers."""
+ADAPTER_HEADER = "lora_adapter_metadata"
+"""The header's entry in which diffusers keeps peft's settings."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,24 +31,32 @@ class Weights:
     """A LoRA as it stood in a file."""
 
     naming: str
-    """One of `names.NAMINGS`."""
+    """One of `names.NAMINGS`, another that `keys` knows, or several, joined by "and"."""
     pairs: dict[str, Pair]
     """By diffusers' name of the layer, without `transformer.`; each alpha, or the header's, is folded into B."""
+    biases: dict[str, Tensor] = field(default_factory=dict)
+    """Of some layers: what is added to their outputs."""
+    magnitudes: dict[str, Tensor] = field(default_factory=dict)
+    """Of a DoRA's layers: `names.Layer.magnitude`."""
+    text: dict[str, Pair] = field(default_factory=dict)
+    """Layers of the CLIP text encoder (`encoder.layers.0.self_attn.q_proj`), as `pairs`."""
     metadata: dict[str, str]
     """The header's own, the empty one where there is none."""
     has_alphas: bool
     """Whether it holds `.alpha` keys."""
-    strange: list[str]
-    """Keys of no layer of FLUX's transformer; nothing is made of them."""
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    """Keys of which nothing is made, by the part that they are."""
+    keys: tuple[str, ...] = ()
+    """As they stood in the file."""
 
     @property
     def ranks(self) -> list[int]:
-        """Every rank that occurs, ascending."""
+        """Every rank that occurs in the transformer's layers, ascending."""
         return sorted({len(a) for a, _ in self.pairs.values()})
 
 
 def read(path: Path) -> Weights:
-    """Raises ValueError that names the file where it is no safetensors, damaged, or no LoRA for FLUX."""
+    """Raises ValueError that names the file where it is no safetensors, damaged, or no LoRA for FLUX: then its kind."""
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no mapping
@@ -60,32 +68,99 @@ def read(path: Path) -> Weights:
             ) from error
         raise ValueError(f"{path.name} is not a whole safetensors file: {error}") from error
     try:
-        naming, pairs, strange = names.parse(tensors)
-        pairs = names.from_naming(naming, pairs)
-        alphas = any(key.endswith(".alpha") for key in tensors)
-        if not alphas:
-            pairs = _scaled(pairs, metadata)
-        if not pairs:
-            raise ValueError("every layer of it is zero, so it changes nothing")
+        if kind := kinds.of(tensors):
+            raise ValueError(f"it is {kind.name}; {kind.reader}")
+        parsed = keys.parse({key: _plain(key, tensor) for key, tensor in tensors.items()})
+        layers, text = parsed.layers, parsed.text
+        if not parsed.alphas:
+            layers = _by_header(layers, metadata, "transformer")
+            text = _by_header(text, metadata, "text_encoder")
+        if both := [name for name, layer in layers.items() if layer.magnitude is not None and layer.bias is not None]:
+            raise ValueError(f"peft cannot apply a DoRA with biases, as {names.some(both)} have; ComfyUI reads it")
     except ValueError as error:
         raise ValueError(f"{path.name} is not a LoRA for FLUX: {error}") from error
-    return Weights(naming=naming, pairs=pairs, metadata=metadata, has_alphas=alphas, strange=strange)
+    return Weights(
+        naming=" and ".join(sorted(parsed.namings)) or "clip",
+        pairs={name: layer[:2] for name, layer in layers.items()},
+        biases={name: layer.bias for name, layer in layers.items() if layer.bias is not None},
+        magnitudes={name: layer.magnitude for name, layer in layers.items() if layer.magnitude is not None},
+        text={name: layer[:2] for name, layer in text.items()},
+        metadata=metadata,
+        has_alphas=parsed.alphas,
+        left_out=parsed.left_out,
+        keys=tuple(tensors),
+    )
 
 
-def _scaled(pairs: Mapping[str, Pair], metadata: Mapping[str, str]) -> dict[str, Pair]:
-    """The pairs with the alpha in B that diffusers' header tells, where it tells one: peft scales by alpha / rank."""
+def _plain(key: str, tensor: Tensor) -> Tensor:
+    """In a type that products are made in: float8 in bf16, which holds every value of it."""
+    if tensor.dtype in (torch.float16, torch.bfloat16, torch.float32):
+        return tensor
+    if tensor.dtype == torch.float64:
+        return tensor.float()
+    if tensor.dtype.is_floating_point:
+        return tensor.to(torch.bfloat16)
+    if tensor.numel() == 1:  # an alpha, in some files
+        return tensor.float()
+    raise ValueError(f"{names.some([key])} holds {str(tensor.dtype).removeprefix('torch.')}, which is no weight's type")
+
+
+def _by_header(layers: Mapping[str, Layer], metadata: Mapping[str, str], component: str) -> dict[str, Layer]:
+    """The layers with the alpha in B that diffusers' header tells, where it tells one.
+
+    peft scales by alpha / rank, or by alpha / sqrt(rank) (arXiv:2312.03732); a layer's own alpha is that of the first
+    pattern that is found at the end of its name (`peft.utils.get_pattern_key`).
+    """
     try:
-        config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-        alpha, root = config.get("transformer.lora_alpha"), config.get("transformer.use_rslora")
-        if alpha is None:
-            return dict(pairs)
-        scales = {layer: alpha / (math.sqrt(len(a)) if root else len(a)) for layer, (a, _) in pairs.items()}
-    except (ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise ValueError(f"its lora_adapter_metadata cannot be read: {error}") from error
-    return {
-        layer: (a, b) if scales[layer] == 1 else (a, (b.float() * scales[layer]).to(b.dtype))
-        for layer, (a, b) in pairs.items()
-    }
+        config = json.loads(metadata.get(ADAPTER_HEADER, "{}"))
+        alpha, root = config.get(f"{component}.lora_alpha"), config.get(f"{component}.use_rslora")
+        patterns = config.get(f"{component}.alpha_pattern") or {}
+        if alpha is None and not patterns:
+            return dict(layers)
+        expressions = {_expression(pattern): float(value) for pattern, value in patterns.items()}
+        ranks = {name: len(layer.a) for name, layer in layers.items()}
+        wholes = {name: math.sqrt(rank) if root else rank for name, rank in ranks.items()}
+        alphas = {
+            name: next((own for found, own in expressions.items() if found.match(name)), alpha) for name in layers
+        }
+        scales = {name: 1.0 if alphas[name] is None else alphas[name] / wholes[name] for name in layers}
+    except (ValueError, AttributeError, TypeError, RecursionError, re.error) as error:
+        raise ValueError(f"its {ADAPTER_HEADER} cannot be read: {error}") from error
+    return {name: keys.scaled(layer, scales[name]) for name, layer in layers.items()}
+
+
+def _expression(pattern: str) -> re.Pattern[str]:
+    """A pattern of peft's; a stranger's may not be one that takes for ever."""
+    if len(pattern) > 200 or re.search(r"[*+?{]", re.sub(r"\\d\+|\.\*", "", pattern)) or pattern.count(".*") > 3:
+        raise ValueError("a pattern of it is no plain name of layers")
+    return re.compile(rf"(.*\.)?({pattern})$")
+
+
+def tensors_of(lora: Weights, naming: str = "diffusers") -> dict[str, Tensor]:
+    """Everything of a LoRA as a file's tensors under `naming`, one of `names.NAMINGS`.
+
+    Raises ValueError where the naming has no place for a part: biases and a DoRA's magnitudes have one in diffusers'
+    alone, the text encoder's layers in diffusers' and in kohya's.
+    """
+    tensors = names.to_naming(naming, lora.pairs)
+    if naming != "diffusers" and (lora.biases or lora.magnitudes):
+        part = "biases" if lora.biases else "the magnitudes of a DoRA"
+        raise ValueError(f"{part} have no place there; diffusers' names have")
+    for layer, (a, b) in lora.text.items():
+        if naming == "kohya":
+            stem = f"lora_te1_text_model_{layer.replace('.', '_')}"
+            alpha = torch.tensor(float(len(a)))
+            tensors |= {f"{stem}.lora_down.weight": a, f"{stem}.lora_up.weight": b, f"{stem}.alpha": alpha}
+        elif naming == "diffusers":
+            stem = f"text_encoder.text_model.{layer}.lora_linear_layer"  # what diffusers and ComfyUI both read
+            tensors |= {f"{stem}.down.weight": a, f"{stem}.up.weight": b}
+        else:
+            raise ValueError("the text encoder's layers have no place there; diffusers' and kohya's names have")
+    tensors |= {f"transformer.{layer}.lora_magnitude_vector": part for layer, part in lora.magnitudes.items()}
+    if lora.biases:  # peft wants one at every layer
+        for layer, (_, b) in lora.pairs.items():
+            tensors[f"transformer.{layer}.lora_B.bias"] = lora.biases.get(layer, b.new_zeros(len(b)))
+    return names.apart(tensors)
 
 
 def take_out(tar: Path, folder: Path) -> Path:
@@ -122,8 +197,8 @@ def write(path: Path, pairs: Mapping[str, Pair], metadata: Mapping[str, str], na
 
     Raises ValueError where the naming has no place for a layer, and DiskError where the disk does not take it.
     """
-    header = {"format": "pt", **{k: v for k, v in metadata.items() if k not in ("format", "lora_adapter_metadata")}}
     ranks = {len(a) for a, _ in pairs.values()}
+    header = _header(metadata)
     if naming == "diffusers" and len(ranks) == 1:
         [rank] = ranks
         config = {
@@ -134,8 +209,21 @@ def write(path: Path, pairs: Mapping[str, Pair], metadata: Mapping[str, str], na
             "alpha_pattern": {},
         }
         adapter = {f"transformer.{key}": value for key, value in config.items()}
-        header["lora_adapter_metadata"] = json.dumps(adapter, sort_keys=True)
+        header[ADAPTER_HEADER] = json.dumps(adapter, sort_keys=True)
     _write_sorted(path, names.to_naming(naming, pairs), header)
+
+
+def write_whole(path: Path, lora: Weights, naming: str = "diffusers") -> None:
+    """Writes everything of a LoRA: as `write`, or without diffusers' header where there is more than A and B: loaders
+    then see by themselves what there is. Raises ValueError as `tensors_of`."""
+    if lora.text or lora.biases or lora.magnitudes:
+        _write_sorted(path, tensors_of(lora, naming), _header(lora.metadata))
+    else:
+        write(path, lora.pairs, lora.metadata, naming)
+
+
+def _header(metadata: Mapping[str, str]) -> dict[str, str]:
+    return {"format": "pt", **{key: v for key, v in metadata.items() if key not in ("format", ADAPTER_HEADER)}}
 
 
 def _write_sorted(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -151,14 +239,15 @@ def _write_sorted(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def misfits(weights: Weights, shapes: Mapping[str, tuple[int, int]]) -> list[str]:
-    """Why a LoRA does not belong on a base, a line each; empty where it does.
+    """Why a LoRA does not belong on a base, a line each; empty where it does, or where the base lacks a layer of it.
 
     `shapes` holds the (outputs, inputs) of every linear layer of the base by its name.
     """
-    pairs, faults = weights.pairs, _strangers(weights)
-    unknown = [layer for layer in pairs if layer not in shapes]
-    if unknown:
-        faults.append(f"{len(unknown)} of its {len(pairs)} layers are not in the base, such as {unknown[0]}")
+    pairs, faults = weights.pairs, []
+    if not pairs:
+        faults.append("it has no layer of FLUX's transformer, but of the text encoder alone")
+    elif not pairs.keys() & shapes.keys():
+        faults.append(f"none of its {len(pairs)} layers is in the base, such as {next(iter(pairs))}")
     wrong = [layer for layer, pair in pairs.items() if layer in shapes and _shape(pair) != shapes[layer]]
     if wrong:
         seen, wanted = _shape(pairs[wrong[0]]), shapes[wrong[0]]
@@ -170,11 +259,6 @@ def misfits(weights: Weights, shapes: Mapping[str, tuple[int, int]]) -> list[str
     if broken:
         faults.append(f"{len(broken)} of its {len(pairs)} layers hold weights that are not finite, such as {broken[0]}")
     return faults
-
-
-def _strangers(weights: Weights) -> list[str]:
-    found = weights.strange
-    return [f"{len(found)} keys are of no layer of FLUX's transformer: {names.some(found)}"] if found else []
 
 
 def not_finite(pairs: Mapping[str, Pair]) -> list[str]:
@@ -191,139 +275,5 @@ def halved(pairs: Mapping[str, Pair]) -> dict[str, Pair]:
     return {layer: (half(a), half(b)) for layer, (a, b) in pairs.items()}
 
 
-def faults(weights: Weights) -> list[str]:
-    """What makes a LoRA draw nothing, noise, or something else in each loader; a line each, empty where it is sound."""
-    pairs = weights.pairs
-    found = _strangers(weights)
-    broken = not_finite(pairs)
-    if broken:
-        found.append(f"NaN or infinity in {_count(broken, pairs)}")
-    zero = [layer for layer, pair in pairs.items() if layer not in broken and change(pair) == 0]
-    if zero:
-        found.append(f"no effect of {_count(zero, pairs)}: A or B is zero")
-    if weights.has_alphas and "lora_adapter_metadata" in weights.metadata:
-        found.append(".alpha keys beside lora_adapter_metadata: diffusers refuses that")
-    if partial := partial_attention(pairs):
-        where = "1 place" if len(partial) == 1 else f"{len(partial)} places"
-        found.append(f"q, k and v are not together in {where} ({partial[0]}{', …' if len(partial) > 1 else ''})")
-    if len(weights.ranks) > 1:
-        found.append(f"mixed ranks: {', '.join(map(str, weights.ranks))}")
-    outside = [layer for layer in pairs if not re.match(r"(single_)?transformer_blocks\.\d+\.", layer)]
-    if outside:
-        found.append(f"layers outside the blocks: {_count(outside, pairs)}")
-    return found
-
-
-def loaders(weights: Weights) -> dict[str, str]:
-    """Each way of using a FLUX LoRA -> "yes", or why not."""
-    pairs, naming = weights.pairs, weights.naming
-    double = triple = fast = ""
-    if weights.has_alphas and "lora_adapter_metadata" in weights.metadata:
-        double = "no: .alpha keys beside lora_adapter_metadata"
-    elif naming == "bfl":
-        double = "no: it needs diffusers' or kohya's names (script/convert)"
-    if naming != "diffusers":
-        triple = fast = "no: it needs diffusers' names (script/convert)"
-    elif len(weights.ranks) > 1:
-        triple = fast = "no: mixed ranks"
-    elif partial_attention(pairs):
-        fast = "no: q, k and v are not together everywhere"
-    elif modulated := [layer for layer in pairs if ".norm" in layer]:
-        fast = f"in part: it drops or mis-scales {len(modulated)} layers such as {modulated[0]}"
-    widths = {a.shape[1] for layer, (a, _) in pairs.items() if layer.endswith("attn.to_q")}
-    if widths and widths != {FLUX_WIDTH}:
-        other = f"no: it is for a base {min(widths)} wide, and FLUX.1 is {FLUX_WIDTH} wide"
-        return {"the base that it was trained on": double or "yes", "FLUX.1": other}
-    return {
-        "diffusers": double or "yes",
-        "ComfyUI": "yes",
-        "Replicate's cog-flux in bf16": triple or "yes",
-        "Replicate's cog-flux in fp8": fast or "yes",
-    }
-
-
-def partial_attention(modules: Collection[str]) -> list[str]:
-    """The layers that cog-flux joins of which some part is there, but not all of q, k and v."""
-    partial = []
-    for kind, joined in (
-        ("transformer_blocks", names.DOUBLE_JOINED),
-        ("single_transformer_blocks", names.SINGLE_JOINED),
-    ):
-        blocks = {layer.split(".")[1] for layer in modules if layer.startswith(f"{kind}.")}
-        numbers = sorted(int(number) for number in blocks if number.isdecimal())
-        for number in numbers:
-            for whole, layers in joined.items():
-                there = [layer for layer in layers if f"{kind}.{number}.{layer}" in modules]
-                if there and not set(layers[:3]) <= set(there):
-                    partial.append(f"{kind}.{number}: {whole}")
-    return partial
-
-
-def change(pair: Pair) -> float:
-    """Frobenius norm of B A, how much a layer's weights are changed, from r x r matrices alone."""
-    a, b = (part.double() for part in pair)
-    return math.sqrt(max(0.0, torch.sum((b.T @ b) * (a @ a.T)).item()))
-
-
-def describe(weights: Weights) -> str:
-    """A page on what a LoRA is: for people."""
-    pairs, header = weights.pairs, weights.metadata
-    dtypes = sorted({str(a.dtype).removeprefix("torch.") for a, _ in pairs.values()})
-    count = sum(a.numel() + b.numel() for a, b in pairs.values())
-    lines = [
-        f"names:     {weights.naming}",
-        f"rank:      {', '.join(map(str, weights.ranks))}",
-        f"weights:   {count:,} in {len(pairs)} layers, {', '.join(dtypes)}",
-    ]
-    for title, key in _SHOWN.items():
-        if header.get(key):
-            lines.append(f"{title + ':':<10} {header[key]}")
-    lines.append("")
-    lines.append(f"{'block':<32} {'layers':>6} {'|A|':>9} {'|B|':>9} {'|B A|':>9}")
-    for block, layers in _blocks(pairs).items():
-        sizes = [(_norm(pairs[k][0]), _norm(pairs[k][1]), change(pairs[k])) for k in layers]
-        total = [math.sqrt(sum(size[i] ** 2 for size in sizes)) for i in range(3)]
-        lines.append(f"{block:<32} {len(layers):>6} " + " ".join(f"{value:>9.3g}" for value in total))
-    lines.append("")
-    found = faults(weights)
-    lines += [f"fault:     {fault}" for fault in found] or ["sound:     no fault found"]
-    lines += [f"loads in:  {name}: {answer}" for name, answer in loaders(weights).items()]
-    return "\n".join(lines)
-
-
-_SHOWN = {
-    "kind": "modelspec.architecture",
-    "base": "ss_sd_model_name",
-    "title": "modelspec.title",
-    "trigger": "modelspec.trigger_phrase",
-    "pixels": "modelspec.resolution",
-    "steps": "ss_max_train_steps",
-    "rate": "ss_learning_rate",
-    "seed": "ss_seed",
-}
-
-
-def _blocks(pairs: Mapping[str, Pair]) -> dict[str, list[str]]:
-    """Layers by the block that they are in, blocks in their order."""
-    blocks: dict[str, list[str]] = {}
-    for layer in pairs:
-        parts = layer.split(".")
-        blocks.setdefault(".".join(parts[:2]) if "transformer_blocks" in parts[0] else parts[0], []).append(layer)
-
-    def order(block: str) -> tuple[str, int]:
-        kind, _, number = block.partition(".")
-        return ("" if kind == "transformer_blocks" else kind), int(number) if number.isdigit() else 0
-
-    return {block: blocks[block] for block in sorted(blocks, key=order)}
-
-
-def _norm(tensor: Tensor) -> float:
-    return torch.linalg.vector_norm(tensor.double()).item()
-
-
 def _shape(pair: Pair) -> tuple[int, int]:
     return len(pair[1]), pair[0].shape[1]
-
-
-def _count(layers: Sequence[str], pairs: Mapping[str, Pair]) -> str:
-    return f"{len(layers)} of {len(pairs)} layers ({layers[0]}{', …' if len(layers) > 1 else ''})"

@@ -69,29 +69,10 @@ def choose(modules: Sequence[str], pattern: str) -> tuple[list[str], list[str]]:
     return asked, [module for module in modules if module in wanted - set(asked)]
 
 
-def shapes(transformer: FluxTransformer2DModel) -> dict[str, tuple[int, int]]:
+def shapes(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
     """(outputs, inputs) of every linear layer by its name, whether or not a LoRA sits on it."""
-    linear = {name: m for name, m in transformer.named_modules() if isinstance(m, torch.nn.Linear)}
+    linear = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
     return {name.removesuffix(".base_layer"): (m.out_features, m.in_features) for name, m in linear.items()}
-
-
-def differences(pairs: Mapping[str, Pair], modules: Sequence[str], rank: int) -> list[str]:
-    """Why a training of `modules` at `rank` cannot go on from these weights, a line each; empty where it can."""
-    faults = []
-    ranks = sorted({len(a) for a, _ in pairs.values()})
-    if ranks != [rank]:
-        advice = f"set lora_rank to {ranks[0]}" if len(ranks) == 1 else "a training has one rank"
-        faults.append(f"its rank is {', '.join(map(str, ranks))}, and lora_rank is {rank}: {advice}")
-    lacking = [module for module in modules if module not in pairs]
-    if lacking:
-        faults.append(
-            f"it lacks {len(lacking)} of the {len(modules)} layers to train, such as {lacking[0]}:"
-            " name its own by layers_to_optimize_regex"
-        )
-    besides = sorted(set(pairs) - set(modules))
-    if besides:
-        faults.append(f"it has {len(besides)} layers besides those to train, such as {besides[0]}")
-    return faults
 
 
 def attach(
@@ -103,8 +84,8 @@ def attach(
 ) -> list[torch.nn.Parameter]:
     """Freezes the base and adds a LoRA of alpha = rank on `modules` (all that can be adapted, where None).
 
-    It starts as the identity, or as `start`, which must fit (`differences`). Returns its weights, in the type of the
-    base's products (`lora.flux.layer`). The base's own weights require no gradient afterwards.
+    It starts as the identity, or as `start`, which has A and B of this rank for each of them. Returns its weights, in
+    the type of the base's products (`lora.flux.layer`). The base's own weights require no gradient afterwards.
     `seed` fixes A; B is zero (Hu et al. 2021, arXiv:2106.09685).
     """
     transformer.requires_grad_(False)
@@ -121,7 +102,7 @@ def attach(
         named = {f"{layer}.{half}.weight": t.float() for layer, pair in halves.items() for half, t in pair.items()}
         outcome = set_peft_model_state_dict(transformer, named)
         assert not outcome.unexpected_keys, outcome.unexpected_keys
-        assert len(named) == len(parameters), "start must be checked by differences()"
+        assert len(named) == len(parameters), "start must have every layer"
     return parameters
 
 

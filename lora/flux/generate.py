@@ -21,8 +21,7 @@ from diffusers import (
 from PIL import Image
 from torch import Tensor
 
-from lora.file import names, weights
-from lora.flux import adapter
+from lora.flux import fitting
 
 STEPS = 28
 GUIDANCE = 3.5
@@ -31,8 +30,6 @@ STRENGTH = 0.8
 """Of a prompt over the picture that the drawing starts from; at 1 nothing of the picture is left."""
 AT_ONCE = 4
 """Previews."""
-_NAMED = 5
-"""Layers that a message names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,61 +73,27 @@ def pipeline_of(
 def put_on(pipeline: FluxPipeline, loras: Sequence[Lora], log: Callable[[str], None]) -> None:
     """Makes the pipeline draw with exactly these LoRAs, each at its scale; with none, as the base alone.
 
-    Layers that the base does not have, or has in another size, are left out with a warning that names them. Raises
-    ValueError where nothing of a LoRA is left, and for a file that is none.
+    What the base does not have, or has in another size, is left out with a warning that names it. Raises ValueError
+    where nothing of a LoRA is left, and for a file that is none.
     """
-    ready = [(lora, _fitting(pipeline.transformer, lora, log)) for lora in loras]
+    ready = [(lora, fitting.read(pipeline, lora.name, lora.file, log)) for lora in loras]
     pipeline.unload_lora_weights()
-    for number, (_, pairs) in enumerate(ready):
-        pipeline.load_lora_weights(names.to_naming("diffusers", pairs), adapter_name=f"lora_{number}")
-    if ready:
-        called = [f"lora_{number}" for number in range(len(ready))]
-        pipeline.set_adapters(called, [lora.scale for lora in loras])
-    for lora, pairs in ready:
-        log(f"{lora.name}: {len(pairs)} layers at scale {lora.scale:g}")
+    scales: dict[str, float] = {}
+    for number, (lora, own) in enumerate(ready):
+        for part, tensors in enumerate(fitting.adapters(own)):
+            pipeline.load_lora_weights(tensors, adapter_name=f"lora_{number}_{part}")
+            scales[f"lora_{number}_{part}"] = lora.scale
+    if scales:
+        pipeline.set_adapters(list(scales), list(scales.values()))
+    for lora, own in ready:
+        text = f" and {len(own.text)} of the CLIP text encoder" if own.text else ""
+        log(f"{lora.name}: {len(own.pairs)} layers{text} at scale {lora.scale:g}")
 
 
 def rescale(pipeline: FluxPipeline, scales: Sequence[float]) -> None:
     """Gives the LoRAs that `put_on` put on other scales, in their order; nothing is loaded."""
-    pipeline.set_adapters([f"lora_{number}" for number in range(len(scales))], list(scales))
-
-
-def _fitting(transformer: FluxTransformer2DModel, lora: Lora, log: Callable[[str], None]) -> dict[str, names.Pair]:
-    """The layers of a LoRA that the transformer has, in the size that it has."""
-    try:
-        read = weights.read(lora.file)
-    except ValueError as error:
-        raise ValueError(f"{lora.name}: {error}") from error
-    pairs = read.pairs
-    if read.strange:
-        log(
-            f"warning: {lora.name}: {len(read.strange)} of its keys are of no layer of FLUX's transformer and are left"
-            f" out: {names.some(read.strange)}"
-        )
-    broken = weights.not_finite(pairs)
-    if broken:
-        raise ValueError(
-            f"{lora.name}: {len(broken)} of its {len(pairs)} layers hold weights that are not finite, such as"
-            f" {broken[0]}: its training broke down, and every picture would be black"
-        )
-    sizes = adapter.shapes(transformer)
-    fitting = {layer: (a, b) for layer, (a, b) in pairs.items() if sizes.get(layer) == (b.shape[0], a.shape[1])}
-    left_out = [layer for layer in pairs if layer not in fitting]
-    if not fitting:
-        a, b = pairs[left_out[0]]
-        there = sizes.get(left_out[0])
-        has = f"has {there[1]} and {there[0]}" if there else "has no such layer"
-        raise ValueError(
-            f"{lora.name}: none of its {len(pairs)} layers fits this base, so it would change nothing: {left_out[0]} is"
-            f" for {a.shape[1]} inputs and {b.shape[0]} outputs, the base {has}. Take a LoRA trained on this base"
-        )
-    if left_out:
-        more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
-        log(
-            f"warning: {lora.name}: {len(left_out)} of its {len(pairs)} layers do not fit this base and are left out:"
-            f" {', '.join(left_out[:_NAMED])}{more}"
-        )
-    return fitting
+    called = sorted({name for names in pipeline.get_list_adapters().values() for name in names})
+    pipeline.set_adapters(called, [scales[int(name.split("_")[1])] for name in called])
 
 
 @torch.no_grad()
