@@ -135,10 +135,6 @@ def train(
         ge=0,
         le=6000,
     ),
-    stop_early: bool = Input(
-        default=False,
-        description="Keep one picture out of the training (where there are 8 or more) and stop when its loss has turned. The weights are those of its lowest.",
-    ),
     layers_to_optimize_regex: Optional[str] = Input(
         default=None,
         description="Train only the layers in whose name this regular expression is found, such as transformer.single_transformer_blocks.(7|12|16|20).proj_out. Layers that must be trained together are added, so that the LoRA loads everywhere.",
@@ -254,7 +250,6 @@ def train(
         seed=_whole(seed),
         preview_every=int(preview_every),
         preview_prompts=preview_prompts or "",
-        stop_early=stop_early,
         layers_to_optimize_regex=layers_to_optimize_regex or None,
         resume_from=(resume_from or "").strip() or None,
         hf_repo_id=(hf_repo_id or "").strip() or None,

@@ -12,41 +12,24 @@ from PIL import Image
 
 from captioner import caption, text
 from captioner.text import Caption, Rules
-from lora import disk, wait
-from lora.file import judge, weights
+from lora import disk, repack, wait
+from lora.desk import Desk
+from lora.file import weights
 from lora.file.names import Pair
 from lora.flux import adapter, base, encode, hardware
 from lora.flux.base import Base
-from lora.flux.hardware import Gpu
 from lora.pictures import archive, buckets, photos, survey
 from lora.pictures.photos import Photo
 from lora.presets import PRIORITIES
 from lora.request import NO_SECRETS, Secrets, TrainRequest, parse_prompts
-from lora.result import hub, preview, record, report, tarball
+from lora.result import hub, preview, record, report, tarball, verdict
 from lora.result.report import Lesson
-from lora.training import decide, learn, prompts, resume, tracker, validation, words
+from lora.result.tarball import WEIGHTS_MEMBER
+from lora.result.verdict import Verdict
+from lora.training import decide, examine, learn, prompts, resume, tracker, words
 from lora.training.decide import Decided
 from lora.training.learn import Learned, Material
 from lora.training.watch import WARNING, Audience, Log, Metric, Remembering, Stages
-
-WEIGHTS_MEMBER = "output/flux_train_replicate/lora.safetensors"
-"""Where every reader of such a tar looks, and the only safetensors that it may hold."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Desk:
-    """What every step of a job has at hand: what was asked, on which machine, and who is told."""
-
-    request: TrainRequest
-    secrets: Secrets
-    flux_base: str | None
-    captioner: str | None
-    gpu: Gpu | None
-    work: Path
-    """A folder for everything that is gone afterwards."""
-    log: Remembering
-    metric: Metric
-    stage: Stages
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,7 +102,7 @@ def run(
             stage=Stages(log),
         )
         if request.training_steps == 0:
-            return pack_again(desk, output)
+            return repack.repack(desk, output)
         gathered = gather(desk, changes or {})
         tracked = lent.enter_context(_tracking(desk, gathered.decided))
         lent.enter_context(gathered.flux.read_ahead())
@@ -127,7 +110,9 @@ def run(
         encoded = encode_all(desk, gathered, captioned)
         told = Audience(log=log, metric=metric, stage=desk.stage, tracked=tracked)
         learned = learn.learn(encoded.material, gathered.flux, gathered.decided.plan, gathered.decided.settings, told)
-        return pack(desk, gathered, captioned, encoded, learned, output)
+        found = verdict.of(learned.measured, request.trigger_word, request.lora_type, learned.settings.prior_ratio)
+        tracked.numbers(learned.step, found.metrics())
+        return pack(desk, gathered, captioned, encoded, learned, found, output)
 
 
 def check(request: TrainRequest, secrets: Secrets, log: Log) -> None:
@@ -215,8 +200,11 @@ def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
         thumbnails: dict[str, bytes] = {}
         pictures = _pictures(gathered.found, captioned.captions, decided.resolutions, thumbnails, log)
         examples = encode.encode_pictures(flux, decided.plan, pictures)
-        held_out = _hold_out(request, gathered.found, settings.seed, log)
-        unseen = [example for example in examples if validation.is_of(held_out, example)]
+        held_out = examine.hold_out([photo.name for photo in gathered.found], settings.seed)
+        unseen = [example for example in examples if examine.is_of(held_out, example)]
+        if held_out:
+            until = f"{settings.late_from:.0%} of the steps"
+            log(f"held out until {until} are over, to see how new pictures are explained: {', '.join(held_out)}")
     with desk.stage("encoding prompts"):
         own = [text.fill_in(prompt, request.trigger_word) for prompt in parse_prompts(request.preview_prompts)]
         asked = preview.prompts(
@@ -231,7 +219,11 @@ def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
         apart = prompts.apart(
             spoken, request.trigger_word, count, settings.seed, settings.prior_kinds, captioned.class_noun
         )
-        counted = {prompt: gathered.rules.t5.count(prompt) for prompt in dict.fromkeys(["", *spoken, *asked, *apart])}
+        questions = examine.questions(
+            spoken, request.trigger_word, captioned.class_noun, settings.prior_kinds, settings.seed
+        )
+        every = dict.fromkeys(["", *spoken, *asked, *apart, *questions.prompts()])
+        counted = {prompt: gathered.rules.t5.count(prompt) for prompt in every}
         tokens, why_tokens = encode.text_length(counted.values(), flux.t5_tokens)
         log(f"text: {tokens} tokens, {why_tokens}")
         for prompt in (prompt for prompt in counted if counted[prompt] > tokens and prompt in {*spoken, *asked}):
@@ -243,6 +235,7 @@ def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
         resolutions=decided.resolutions,
         learned=[example for example in examples if example not in unseen],
         unseen=unseen,
+        questions=questions,
         texts=texts,
         asked=asked,
         preview_every=decided.preview_every,
@@ -250,23 +243,29 @@ def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
         start=gathered.start,
     )
     decided = dataclasses.replace(
-        decided, held_out=held_out, text_tokens=tokens, reasons={**decided.reasons, "text_tokens": why_tokens}
+        decided, held_out=tuple(held_out), text_tokens=tokens, reasons={**decided.reasons, "text_tokens": why_tokens}
     )
     return Encoded(material=material, thumbnails=thumbnails, decided=decided)
 
 
 def pack(
-    desk: Desk, gathered: Gathered, captioned: Captioned, encoded: Encoded, learned: Learned, output: Path
+    desk: Desk,
+    gathered: Gathered,
+    captioned: Captioned,
+    encoded: Encoded,
+    learned: Learned,
+    found: Verdict,
+    output: Path,
 ) -> Path:
     """Writes weights, captions, report and record into the tar; uploads the LoRA where that was asked for."""
-    request, found, work = desk.request, gathered.found, desk.work
+    request, work = desk.request, desk.work
     decided = dataclasses.replace(
         encoded.decided, plan=learned.plan, settings=learned.settings, weights_of_step=learned.step
     ).record()
     lora = work / "lora.safetensors"
     members = {WEIGHTS_MEMBER: lora, "request.json": work / "request.json"}
     with desk.stage("packing"):
-        weights.write(lora, learned.pairs, record.header(request, decided, captioned.spoken(found)))
+        weights.write(lora, learned.pairs, record.header(request, decided, captioned.spoken(gathered.found)))
         members |= _captions_files(work / "captions", captioned.captions)
         lessons = [
             Lesson(
@@ -276,47 +275,30 @@ def pack(
                 note=own.note,
                 own=own.own,
                 thumbnail=encoded.thumbnails[name],
-                held_out=name == encoded.decided.held_out,
+                held_out=name in encoded.decided.held_out,
             )
             for name, own in captioned.captions.items()
         ]
-        written = record.request_json(request, decided, gathered.data)
-        members |= report.write(work / "report", written, lessons, learned.previews, learned.curve, desk.log.warnings)
+        written = record.request_json(request, decided, gathered.data, verdict=found.record())
+        members |= report.write(
+            work / "report", written, lessons, learned.previews, learned.curve, found, desk.log.warnings
+        )
     published = None
     if request.hf_repo_id:
         with desk.stage("uploading"):
-            token, trained_on = desk.secrets.hf_token or "", len(found) - (encoded.decided.held_out is not None)
-            published = hub.publish(request, token, decided, lora, learned.previews, trained_on, desk.log)
-    written = record.request_json(request, decided, gathered.data, published)
+            token, pictures = desk.secrets.hf_token or "", len(gathered.found)
+            published = hub.publish(request, token, decided, lora, learned.previews, pictures, desk.log, found.lines())
+    written = record.request_json(request, decided, gathered.data, published, found.record())
     members["request.json"].write_text(written, encoding="utf-8")
-    tar = _tar(members, output)
+    tar = tarball.finish(members, output)
     desk.log(desk.stage.table())
     hub.tell(published, desk.log, desk.metric)
     for name, seconds in desk.stage.seconds.items():
         desk.metric(f"seconds_{name.replace(' ', '_')}", seconds)
-    return tar
-
-
-def pack_again(desk: Desk, output: Path) -> Path:
-    """The tar of an earlier LoRA as it is (`training_steps` 0), under diffusers' names and with its own header."""
-    request, token, log = desk.request, desk.secrets.hf_token, desk.log
-    name, skeleton = base.architecture(desk.flux_base, desk.gpu, token)
-    log(f"base: {name}; a LoRA is packed by the names and sizes of its layers alone")
-    with desk.stage("fetching the earlier LoRA"):
-        earlier, file_hash = resume.fetch(request, token, desk.work / "earlier")
-        packed = resume.fitting(earlier, skeleton, log)
-    decided = {"base": name, "resume_from_sha256": file_hash}
-    members = {WEIGHTS_MEMBER: desk.work / "lora.safetensors", "request.json": desk.work / "request.json"}
-    weights.write_whole(members[WEIGHTS_MEMBER], packed)
-    for said in judge.remarks(weights.read(members[WEIGHTS_MEMBER])):
-        log(f"{WARNING}{said}")
-    published = None
-    if request.hf_repo_id:
-        published = hub.publish(request, token or "", decided, members[WEIGHTS_MEMBER], [], 0, log)
-    written = record.request_json(request, decided, record.data_hash([]), published)
-    members["request.json"].write_text(written, encoding="utf-8")
-    tar = _tar(members, output)
-    hub.tell(published, log, desk.metric)
+    for name, value in found.metrics().items():
+        desk.metric(name, value)
+    for line in found.lines():
+        desk.log(line)
     return tar
 
 
@@ -387,22 +369,6 @@ def _pictures(
             yield photo.name, captions[photo.name].text, picture
 
 
-def _hold_out(request: TrainRequest, found: Sequence[Photo], seed: int, log: Log) -> str | None:
-    """The picture that is kept out of the training: one, where it is to be stopped early, and there are enough.
-
-    Otherwise every picture trains: one in ten is much to give up for a curve that nothing acts upon.
-    """
-    if not request.stop_early:
-        return None
-    name = validation.hold_out([photo.name for photo in found], seed)
-    if name is None:
-        least = validation.FEWEST_TO_HOLD_OUT
-        log(f"{WARNING}stop_early needs {least} pictures or more, of {len(found)} none can be spared: it is left out")
-    else:
-        log(f"{name}: kept out of the training, to see when it turns")
-    return name
-
-
 def _captions_files(folder: Path, captions: Mapping[str, Caption]) -> dict[str, Path]:
     """Writes every caption to a file; member names, which keep the archive's folders, and paths."""
     members = {}
@@ -411,11 +377,3 @@ def _captions_files(folder: Path, captions: Mapping[str, Caption]) -> dict[str, 
         file = members[f"output/flux_train_replicate/captions/{name}.txt"] = folder / f"{number}.txt"
         file.write_text(told.text + "\n", encoding="utf-8")
     return members
-
-
-def _tar(members: Mapping[str, Path], output: Path) -> Path:
-    with disk.writing(output):
-        output.mkdir(parents=True, exist_ok=True)
-    tar = output / "trained_model.tar"
-    tarball.pack(members, tar)
-    return tar

@@ -77,8 +77,6 @@ class TrainRequest:
     """Steps between previews, 0 to 6000; 0 draws them at the end alone, where they are drawn in any case."""
     preview_prompts: str
     """What to draw, one prompt a line; empty: chosen by the type (`lora.result.preview.prompts`)."""
-    stop_early: bool
-    """Whether to keep a picture out of the training and stop where its loss turns (`lora.training.validation`)."""
     layers_to_optimize_regex: str | None
     """Searched for in `transformer.<layer>`; None: every layer that can be adapted (`lora.flux.adapter.choose`)."""
     resume_from: str | None

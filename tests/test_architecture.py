@@ -15,6 +15,8 @@ FLOORS = (
     {"file", "result"},
     {"flux"},
     {"training"},
+    {"desk"},
+    {"repack"},
     {"job"},
 )
 """From the ground up: the rooms of `lora`, and the files that stand beside them."""

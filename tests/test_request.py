@@ -28,7 +28,6 @@ def a_request(archive: Path, **changes: Any) -> TrainRequest:
         "seed": 1,
         "preview_every": 0,
         "preview_prompts": "",
-        "stop_early": False,
         "layers_to_optimize_regex": None,
         "resume_from": None,
         "hf_repo_id": None,

@@ -83,7 +83,6 @@ RECIPES = {
     "rank 64": Recipe(inputs={"lora_rank": 64}),
     "rank 128": Recipe(inputs={"lora_rank": 128}),
     "short captions": Recipe(short_captions=True),
-    "stopped early": Recipe(inputs={"stop_early": True}),
     # A part of the layers: the words' own stream, as Custom Diffusion (arXiv:2212.04488) trains what reads the words;
     # either kind of block, as B-LoRA (arXiv:2403.14572) tells a style's from a subject's.
     "text stream": Recipe(inputs={"layers_to_optimize_regex": r"\.attn\.(add_|to_add_out)|\.ff_context"}),

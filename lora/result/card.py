@@ -7,7 +7,7 @@ is in it.
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ def card(
     *,
     word: str | None,
     width: int,
+    verdict: Sequence[str] = (),
 ) -> str:
     """The README.md of the repository.
 

@@ -12,9 +12,7 @@ class Curve:
     losses: Sequence[float]
     """Of every step, from the first: noisy, because every step sees other pictures, noise and timesteps."""
     checks: Sequence[tuple[int, float]]
-    """(step, loss on fixed noise), the first at step 0."""
-    held_out: bool
-    """Whether the checks look at a picture that is not trained on, rather than at training pictures."""
+    """(step, loss of training pictures on fixed noise), the first at step 0."""
     best: int | None = None
     """The step whose weights were kept, where they are not the last step's."""
 
@@ -86,8 +84,9 @@ def loss_svg(curve: Curve) -> str:
         parts.append(
             f'<path d="M{x(curve.best):.1f} {_TOP}V{_HEIGHT - _BOTTOM}" stroke="{orange}" stroke-dasharray="4 4"/>'
         )
-    fixed = "a held-out picture, fixed noise" if curve.held_out else "training pictures, fixed noise"
-    legend = [("loss, smoothed", blue), (f"loss on {fixed}", orange)] if curve.checks else [("loss, smoothed", blue)]
+    legend = [("loss, smoothed", blue)]
+    if curve.checks:
+        legend.append(("loss on training pictures, fixed noise", orange))
     for row, (words, colour) in enumerate(legend):
         parts.append(
             f'<circle cx="{_LEFT + 5}" cy="{14 + 20 * row}" r="5" fill="{colour}"/>'
@@ -125,10 +124,9 @@ def _sentences(curve: Curve) -> Iterator[str]:
         yield f"The smoothed loss ended at {smoothed(curve.losses)[-1]:.4f}."
     if curve.checks:
         best, lowest = min(curve.checks, key=lambda check: check[1])
-        where = "a picture kept out of the training" if curve.held_out else "training pictures"
         yield (
-            f"On {where}, with the same noise and timesteps every time, it was {curve.checks[0][1]:.4f} before the"
-            f" training, {curve.checks[-1][1]:.4f} at the end and lowest, {lowest:.4f}, at step {best}."
+            f"On training pictures, with the same noise and timesteps every time, it was {curve.checks[0][1]:.4f}"
+            f" before the training, {curve.checks[-1][1]:.4f} at the end and lowest, {lowest:.4f}, at step {best}."
         )
     if curve.best is not None:
-        yield f"The weights of step {curve.best}, where it was lowest, are the ones kept."
+        yield f"The weights of step {curve.best} are the ones returned."

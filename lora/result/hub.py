@@ -198,6 +198,7 @@ def publish(
     previews: Sequence[Preview],
     pictures: int,
     log: Callable[[str], None],
+    verdict: Sequence[str] = (),
 ) -> dict[str, str]:
     """Uploads the weights, the card and the previews; what became of it, for `request.json`.
 
@@ -212,7 +213,7 @@ def publish(
         drawn = {name: thumbnail(preview.after, 1024) for name, preview in gallery.items()}
         width, trained_with = card.of_file(lora)
         word = request.trigger_word if "weights_of_step" in decided else trained_with
-        text = card.card(repository, request, decided, pictures, prompts, word=word, width=width)
+        text = card.card(repository, request, decided, pictures, prompts, word=word, width=width, verdict=verdict)
         files: dict[str, Path | bytes] = {card.WEIGHTS_NAME: lora, "README.md": text.encode(), **drawn}
         url = wait.interruptibly(lambda: upload(repository, token, private, files, log, given_up=left.is_set))
     except UploadFailed as failure:

@@ -34,12 +34,16 @@ def file_hash(path: Path) -> str:
 
 
 def request_json(
-    request: TrainRequest, decided: Mapping[str, Any], data: str, upload: Mapping[str, str] | None = None
+    request: TrainRequest,
+    decided: Mapping[str, Any],
+    data: str,
+    upload: Mapping[str, str] | None = None,
+    verdict: Mapping[str, Any] | None = None,
 ) -> str:
     """Everything that made the weights: the inputs as given, what was decided for those left empty, and versions.
 
-    `run_id` is a hash of all of it: equal runs have equal ids. `upload` is what became of an upload, where one was
-    asked for, and is no part of the id.
+    `run_id` is a hash of all of it: equal runs have equal ids. What came out is no part of the id: `verdict`, and
+    `upload`, where one was asked for.
     """
     given = {name: value for name, value in dataclasses.asdict(request).items() if name != "faults"}
     inputs = {**given, "input_images": request.input_images.suffix or "archive"}
@@ -48,6 +52,8 @@ def request_json(
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     record: dict[str, Any] = {"inputs": inputs, "decided": dict(decided), "data_sha256": data, "versions": versions}
     run_id = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+    if verdict is not None:
+        record["verdict"] = dict(verdict)
     if upload is not None:
         record["upload"] = dict(upload)
     return json.dumps({"run_id": run_id, **record}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

@@ -20,6 +20,7 @@ from lora.result import curve as curves
 from lora.result import preview as pictures
 from lora.result.curve import Curve
 from lora.result.preview import Preview
+from lora.result.verdict import Verdict
 
 SOURCES = {
     "yours": "yours",
@@ -42,7 +43,7 @@ class Lesson:
     thumbnail: bytes
     """WebP; see `lora.result.preview.thumbnail`."""
     held_out: bool = False
-    """Kept out of the training, to see when it turns."""
+    """Kept out of the first part of the training."""
     own: str | None = None
     """The user's own caption, where the captioning model was asked to write another one."""
 
@@ -52,6 +53,7 @@ def page(
     lessons: Sequence[Lesson],
     previews: Sequence[Preview],
     curve: Curve,
+    verdict: Verdict,
     warnings: Sequence[str],
 ) -> str:
     """`index.html`: one file with its pictures inside, no scripts, for phones and desktops, in light and dark.
@@ -60,7 +62,7 @@ def page(
     """
     inputs, decided = record["inputs"], record["decided"]
     facts = {
-        "pictures": sum(not lesson.held_out for lesson in lessons),
+        "pictures": len(lessons),
         "steps": curve.best or len(curve.losses),
         "rank": inputs["lora_rank"],
         "learning rate": f"{decided['learning_rate']:.3g}",
@@ -71,6 +73,7 @@ def page(
         kind=inputs["lora_type"],
         base=decided["base"],
         facts=facts,
+        verdict=verdict,
         warnings=warnings,
         previews=previews,
         loss_svg=Markup(curves.loss_svg(curve)),
@@ -89,6 +92,7 @@ def write(
     lessons: Sequence[Lesson],
     previews: Sequence[Preview],
     curve: Curve,
+    verdict: Verdict,
     warnings: Sequence[str],
 ) -> dict[str, Path]:
     """Writes the report into a new folder and returns the tar's member names with the files' paths.
@@ -98,7 +102,7 @@ def write(
     folder.mkdir()
     texts = {
         "loss.svg": curves.loss_svg(curve),
-        "index.html": page(json.loads(request_json), lessons, previews, curve, warnings),
+        "index.html": page(json.loads(request_json), lessons, previews, curve, verdict, warnings),
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from lora import disk
 
+WEIGHTS_MEMBER = "output/flux_train_replicate/lora.safetensors"
+"""Where every reader of such a tar looks, and the only safetensors that it may hold."""
+
 
 def pack(members: Mapping[str, Path], tar: Path) -> None:
     """Write an uncompressed tar of the given files under the given member names: the same bytes for the same files.
@@ -28,3 +31,12 @@ def pack(members: Mapping[str, Path], tar: Path) -> None:
     finally:
         with contextlib.suppress(NotADirectoryError):
             aside.unlink(missing_ok=True)
+
+
+def finish(members: Mapping[str, Path], output: Path) -> Path:
+    """Packs the members into `output / "trained_model.tar"`, which appears there when it is whole; returns its path."""
+    with disk.writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+    tar = output / "trained_model.tar"
+    pack(members, tar)
+    return tar

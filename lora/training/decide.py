@@ -28,8 +28,8 @@ class Decided:
     """Steps between previews, 0 where they are drawn at the end alone."""
     text_tokens: int | None = None
     """What every text is padded to; None before the texts are known."""
-    held_out: str | None = None
-    """The picture that is kept out of the training."""
+    held_out: tuple[str, ...] = ()
+    """The pictures that are kept out of the first part of the training."""
     resume_from_sha256: str | None = None
     weights_of_step: int | None = None
     """The step whose weights are returned; None before the training."""

@@ -56,6 +56,8 @@ class Settings:
     """How many drawings of the base's own there are."""
     prior_every: int = 1
     """Every how many steps the preservation prompts are looked at."""
+    late_from: float = 0.7
+    """Share of the steps after which the held-out pictures are trained on too."""
     prior_weight: float = 0.5
     """Of their gradient at the first look; it is steered from there."""
 
@@ -199,10 +201,12 @@ def fit(
     texts: Mapping[str, Text],
     settings: Settings,
     record: bool = False,
+    late: Sequence[Example] = (),
 ) -> Iterator[StepReport]:
     """Trains `parameters` in place, a StepReport a step; on a GPU by recordings, where asked (`lora.training.graphs`).
 
-    `texts` must hold every caption, the empty one, and every prior's prompt. A step whose gradient is not finite is
+    `texts` must hold every caption, the empty one, and every prior's prompt. Examples in `late` are trained on once
+    `settings.late_from` of the steps are over. A step whose gradient is not finite is
     skipped on the device, without waiting for it, and counted. The same arguments on the same machine give the same
     weights, bit for bit on a CPU. Raises RuntimeError where the first step has no gradient, for it would train nothing
     and say so nowhere; and CannotRecord.
@@ -245,7 +249,7 @@ def fit(
         return ("drawings", size), loss, rows_of_priors(batch, texts)
 
     if record:
-        by_size = {example.size: [example] * settings.batch_size for example in examples}
+        by_size = {example.size: [example] * settings.batch_size for example in [*examples, *late]}
         every = [of_pictures(batch, [example.caption for example in batch]) for batch in by_size.values()]
         if balance:
             drawn = {prior.size: [prior] * settings.batch_size for prior in priors}
@@ -254,6 +258,8 @@ def fit(
     source = batches(examples, settings.batch_size, rng, settings.half_above)
     kept = skipped = in_a_row = torch.zeros((), device=device)
     for step in range(1, settings.steps + 1):
+        if late and step == int(settings.late_from * settings.steps) + 1:
+            source = batches([*examples, *late], settings.batch_size, rng)
         batch = next(source)
         captions = ["" if rng.random() < settings.caption_dropout_rate else example.caption for example in batch]
         rate = learning_rate_at(step, settings.steps, settings.learning_rate, settings.held)

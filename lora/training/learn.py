@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from diffusers import FluxTransformer2DModel
 from PIL import Image
@@ -16,9 +16,12 @@ from lora.flux.hardware import Plan
 from lora.result import preview
 from lora.result.curve import Curve
 from lora.result.preview import Preview
-from lora.training import fit, graphs, prior, validation
-from lora.training.fit import Settings
-from lora.training.watch import WARNING, Audience, Watch, follow
+from lora.result.verdict import Measured
+from lora.training import examine, fit, graphs, prior
+from lora.training.checkpoints import Checkpoints
+from lora.training.examine import Examination, Questions
+from lora.training.fit import Settings, StepReport
+from lora.training.watch import WARNING, Audience, BrokeDown, Watch, follow
 
 PREVIEW_SIDE = 768
 """Pixels: as much as a preview shows, in half the time of 1024."""
@@ -33,7 +36,9 @@ class Material:
     resolutions: Sequence[int]
     learned: Sequence[Example]
     unseen: Sequence[Example]
-    """Of the picture that is held out."""
+    """Of the pictures that are held out of the first part of the training."""
+    questions: Questions
+    """What the verdict asks."""
     texts: Mapping[str, Text]
     asked: Sequence[str]
     """The previews' prompts."""
@@ -58,6 +63,7 @@ class Learned:
     settings: Settings
     previews: Sequence[Preview]
     curve: Curve
+    measured: Measured
 
 
 def learn(material: Material, flux: Base, plan: Plan, settings: Settings, told: Audience) -> Learned:
@@ -100,10 +106,7 @@ def _attempt(material: Material, flux: Base, plan: Plan, settings: Settings, tol
             if plan.checkpointing:
                 transformer.enable_gradient_checkpointing()
         with stage("drawing what the base draws"):
-            sizes = prior.shared_out([example.size for example in material.learned], len(material.apart))
-            priors = prior.draw(
-                transformer, texts, material.apart, sizes, flux.scheduler, settings.seed, settings.guidance
-            )
+            priors, examination = _of_the_base(transformer, material, flux, settings)
         sketch = _sketcher(material, flux, plan, transformer, settings.seed, told)
         with stage("training"):
             parameters = adapter.attach(transformer, material.rank, settings.seed, material.modules, material.start)
@@ -112,24 +115,79 @@ def _attempt(material: Material, flux: Base, plan: Plan, settings: Settings, tol
                 shapes = _attended(transformer, material, priors, settings.batch_size)
                 lent.enter_context(attention.checked(shapes, parameters[0].device, plan.dtype, told.log))
             if plan.recorded:
-                recorded = {example.size for example in material.learned}
+                recorded = {example.size for example in (*material.learned, *material.unseen)}
                 told.log(f"recording the passes of {len(recorded)} sizes of pictures first, about a second each")
-            reports = fit.fit(transformer, parameters, material.learned, priors, texts, settings, plan.recorded)
-            looked_at = validation.smallest(material.unseen or material.learned)
-            check = functools.partial(validation.loss, transformer, looked_at, texts, settings.seed)
-            turn = validation.Turn(parameters) if material.unseen else None
-            watch = Watch(settings.steps, check, turn, sketch, asked, material.preview_every, told)
-            curve = watch.curve(follow(reports, settings.steps, watch, told))
+            reports = fit.fit(
+                transformer, parameters, material.learned, priors, texts, settings, plan.recorded, material.unseen
+            )
+            checkpoints = Checkpoints(parameters, settings.steps)
+            watch = Watch(
+                settings.steps,
+                settings.late_from,
+                examination,
+                checkpoints,
+                sketch,
+                asked,
+                material.preview_every,
+                told,
+            )
+            losses = _followed(reports, settings.steps, watch, checkpoints, told)
             del reports  # and with it the optimizer
-            adapter.round_off(parameters)
-            last = watch.best or len(curve.losses)
+            best, why = checkpoints.overfitted(), "held-out pictures were explained best there"
+            if best is None:
+                best, why = checkpoints.choose()
+            told.log(f"checkpoint: step {best.step} of {len(losses)} is returned: {why}")
+            checkpoints.put_back(best)
+            measured = examination.measure()
             pairs = adapter.trained(transformer)
         with stage("previews"):
             after = sketch()
-            told.tracked.pictures(asked, len(curve.losses), after)
+            told.tracked.pictures(asked, len(losses), after)
             transformer.disable_adapters()
-            previews = preview.pair_up(asked, sketch(), {**watch.drawn_before(last), last: after})
-    return Learned(pairs=pairs, step=last, plan=plan, settings=settings, previews=previews, curve=curve)
+            previews = preview.pair_up(asked, sketch(), {**watch.drawn_before(best.step), best.step: after})
+    curve = Curve(losses=losses, checks=watch.checks, best=best.step if best.step < len(losses) else None)
+    return Learned(
+        pairs=pairs,
+        step=best.step,
+        plan=plan,
+        settings=settings,
+        previews=previews,
+        curve=curve,
+        measured=measured,
+    )
+
+
+def _of_the_base(
+    transformer: FluxTransformer2DModel, material: Material, flux: Base, settings: Settings
+) -> tuple[list[prior.Prior], Examination]:
+    """What the base draws for the preservation prompts, and its losses for the verdict: before the LoRA is there."""
+    sizes = prior.shared_out([example.size for example in material.learned], len(material.apart))
+    draw = functools.partial(
+        prior.draw, transformer, material.texts, scheduler=flux.scheduler, guidance=settings.guidance
+    )
+    priors = draw(material.apart, sizes, seed=settings.seed)
+    unseen = material.questions.apart
+    smallest = prior.shared_out([example.size for example in material.learned], 1) * len(unseen)
+    states = examine.thinned(draw(unseen, smallest, seed=settings.seed + 1))
+    examination = Examination(
+        transformer, material.learned, material.unseen, material.questions, states, material.texts, settings.seed
+    )
+    return priors, examination
+
+
+def _followed(
+    reports: Iterator[StepReport], steps: int, watch: Watch, checkpoints: Checkpoints, told: Audience
+) -> list[float]:
+    """The loss of every step. Where the training breaks down past half, the last sound checkpoint is as good as its
+    end; before that, BrokeDown."""
+    try:
+        return follow(reports, steps, watch, told)
+    except BrokeDown as error:
+        if not checkpoints.kept:
+            raise
+        last = checkpoints.kept[-1].step
+        told.log(f"{WARNING}{error}; the weights of step {last}, the last sound ones, are returned")
+        return error.losses[:last]
 
 
 def _attended(

@@ -1,16 +1,17 @@
 """What a run tells while it runs: its stages, warnings, a line every few seconds, and looks at it between the steps."""
 
 import contextlib
+import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from PIL import Image
 
-from lora.result.curve import Curve
-from lora.training import validation
+from lora.training.checkpoints import Checkpoints
+from lora.training.examine import Examination
 from lora.training.fit import StepReport
 from lora.training.tracker import Tracker
 
@@ -20,8 +21,22 @@ Metric = Callable[[str, float], None]
 SECONDS_BETWEEN_LINES = 3.0
 RATE_OVER = 20
 """Lines, a minute of them: long enough for all sizes of pictures, short enough for a GPU that has just warmed up."""
+MOST_IN_A_ROW = 5
+"""Steps without a finite gradient, one after the other, before a training counts as broken down."""
 WARNING = "warning: "
 """How a line of the log begins that the report repeats."""
+
+
+class BrokeDown(ValueError):
+    """The training has no finite gradient any more."""
+
+    def __init__(self, losses: Sequence[torch.Tensor]) -> None:
+        self.losses = [loss for loss in torch.stack(list(losses)).tolist()]
+        bad = [step for step, loss in enumerate(self.losses, 1) if not math.isfinite(loss)]
+        step = bad[0] if bad else len(self.losses)
+        super().__init__(
+            f"the loss at step {step} is {self.losses[step - 1]}: the training broke down; lower learning_rate"
+        )
 
 
 class Remembering:
@@ -70,7 +85,8 @@ def follow(reports: Iterator[StepReport], steps: int, watch: Callable[[int], boo
     """Runs the loop, with a line every few seconds; the loss of every step. `watch(step)` says when to stop.
 
     The rate is of the last RATE_OVER lines, and leaves out the first step, before which passes are recorded.
-    Raises ValueError where the loss is no longer a number.
+    A few steps without a finite gradient are skipped by `fit`, and told at the end. Raises BrokeDown where there are
+    more than MOST_IN_A_ROW one after the other.
     """
     losses = []
     lines = deque[StepReport](maxlen=RATE_OVER)
@@ -79,29 +95,55 @@ def follow(reports: Iterator[StepReport], steps: int, watch: Callable[[int], boo
         losses.append(at.loss)
         if not lines or at.seconds - lines[-1].seconds >= SECONDS_BETWEEN_LINES or at.step == steps:
             loss = at.loss.item()
-            if not torch.isfinite(at.loss):
-                step, bad = next((i, float(loss)) for i, loss in enumerate(losses, 1) if not torch.isfinite(loss))
-                raise ValueError(f"the loss at step {step} is {bad}: the training broke down; lower learning_rate")
-            smooth = loss if smooth != smooth else 0.8 * smooth + 0.2 * loss
+            if at.in_a_row > MOST_IN_A_ROW:
+                raise BrokeDown(losses)
+            if math.isfinite(loss):
+                smooth = loss if smooth != smooth else 0.8 * smooth + 0.2 * loss
+            values = _numbers(at)
             measured = {"progress": at.step / steps, "loss": smooth}
-            values = {"loss": loss, "prior_loss": at.prior_loss.item(), "learning_rate": at.learning_rate}
             pace = f"{at.seconds:.1f} s for the first"
             if lines:
                 since = lines[0]
                 values["seconds_per_step"] = rate = (at.seconds - since.seconds) / (at.step - since.step)
                 measured["seconds_left"] = left = rate * (steps - at.step)
                 pace = f"{rate:.3f} s/it, {int(left) // 60}:{int(left) % 60:02d} left"
-            told.log(
-                f"{bar(at.step, steps)}, loss {smooth:.4f}, prior {values['prior_loss']:.4f},"
-                f" lr {at.learning_rate:.2g}, {pace}"
-            )
+            told.log(f"{bar(at.step, steps)}, loss {smooth:.4f}, {_in_words(values)}, {pace}")
             for name, value in measured.items():
-                told.metric(name, value)
+                if math.isfinite(value):
+                    told.metric(name, value)
             told.tracked.numbers(at.step, values)
             lines.append(at)
         if watch(at.step):
             break
-    return torch.stack(losses).tolist()
+    if skipped := int(at.skipped.item()):
+        told.log(f"{WARNING}{skipped} of {at.step} steps had a gradient that was not finite and were skipped")
+    return _without_gaps(torch.stack(losses).tolist())
+
+
+def _numbers(at: StepReport) -> dict[str, float]:
+    """What a step tells, read from its device."""
+    values = {"loss": at.loss.item(), "prior_loss": at.prior_loss.item(), "learning_rate": at.learning_rate}
+    if at.balance:
+        values["gradient_norm"] = at.balance.pictures.item()
+        values["prior_gradient_norm"] = at.balance.preservation.item()
+        values["prior_weight"] = at.balance.weight.item()
+    return values
+
+
+def _in_words(values: Mapping[str, float]) -> str:
+    told = f"lr {values['learning_rate']:.2g}"
+    if "prior_weight" in values:
+        norms = f"{values['gradient_norm']:.2g} and {values['prior_gradient_norm']:.2g}"
+        told = f"prior {values['prior_loss']:.4f} (gradients {norms}, weight {values['prior_weight']:.2g}), {told}"
+    return told
+
+
+def _without_gaps(losses: Sequence[float]) -> list[float]:
+    """The losses, each that is not finite as the one before it: a curve can be drawn of them."""
+    filled: list[float] = []
+    for loss in losses:
+        filled.append(loss if math.isfinite(loss) else filled[-1] if filled else 0.0)
+    return filled
 
 
 def bar(step: int, steps: int) -> str:
@@ -114,43 +156,52 @@ def bar(step: int, steps: int) -> str:
 
 
 class Watch:
-    """What is looked at between the steps: the loss on fixed noise, a dozen times, and previews where asked for."""
+    """What is looked at between the steps: the LoRA on fixed noise, ten times, and previews where asked for."""
 
     def __init__(
         self,
         steps: int,
-        check: Callable[[], float],
-        turn: validation.Turn | None,
+        held_out_until: float,
+        examination: Examination,
+        checkpoints: Checkpoints,
         sketch: Callable[[], list[Image.Image]],
         asked: Sequence[str],
         preview_every: int,
         told: Audience,
     ) -> None:
-        """`sketch` draws a picture for each prompt of `asked`, or none where it cannot."""
-        self._steps, self._check, self._turn, self._sketch, self._asked = steps, check, turn, sketch, asked
+        """`held_out_until` is the share of the steps for which held-out pictures are kept out; `sketch` draws a picture
+        for each prompt of `asked`, or none where it cannot."""
+        self._steps, self._held_out_until = steps, int(held_out_until * steps)
+        self._examination, self._checkpoints = examination, checkpoints
+        self._sketch, self._asked = sketch, asked
         self._preview_every, self._told = preview_every, told
-        self.checks = [(0, check())]
+        self.checks = [(0, examination.before)]
         self._drawn: dict[int, list[Image.Image]] = {}
-        self.best: int | None = None
-        """The step whose weights were put back, where an earlier one's were better than the last's."""
 
     def __call__(self, step: int) -> bool:
         """To be called after every step; True where the training is to stop."""
         told = self._told
-        if step % -(-self._steps // validation.CHECKS) == 0 or step == self._steps:
-            loss = self._check()
-            self.checks.append((step, loss))
-            told.log(f"step {step}/{self._steps}: {loss:.4f} on fixed noise, {self.checks[0][1]:.4f} before training")
-            told.metric("validation_loss", loss)
-            told.tracked.numbers(step, {"validation_loss": loss})
-            if self._turn:
-                turned = self._turn.has_come(step, loss)
-                if turned or (step == self._steps and 0 < self._turn.step < step):
-                    self._turn.go_back()
-                    self.best = self._turn.step
-                    why = "has turned, so the training stops" if turned else "was lowest before the end"
-                    told.log(f"the held-out picture's loss {why}: the weights of step {self.best} are kept")
-                    return True
+        if step in self._checkpoints.due:
+            glance = self._examination.glance(unseen=step <= self._held_out_until)
+            self.checks.append((step, glance.loss))
+            self._checkpoints.keep(step, glance)
+            values = {"validation_loss": glance.loss, "gain": glance.own, "drift": glance.drift}
+            before = self.checks[0][1]
+            line = f"step {step}/{self._steps}: {glance.loss:.4f} on fixed noise, {before:.4f} before training"
+            if glance.unseen is not None:
+                values["gain_unseen"] = glance.unseen
+                line += f"; explains {glance.own:.0%} of the pictures trained on, {glance.unseen:.0%} of those held out"
+            told.log(line)
+            if step == max(due for due in self._checkpoints.due if due <= max(self._held_out_until, 1)):
+                self._examination.last_look_at_unseen(glance)
+            told.metric("validation_loss", glance.loss)
+            told.tracked.numbers(step, values)
+            if step < self._steps and (best := self._checkpoints.overfitted()):
+                told.log(
+                    f"overfitting: held-out pictures were explained best at step {best.step}, and less since; the"
+                    " training stops"
+                )
+                return True
         if self._preview_every and step % self._preview_every == 0 and step < self._steps:
             self._drawn[step] = self._sketch()
             told.tracked.pictures(self._asked, step, self._drawn[step])
@@ -159,6 +210,3 @@ class Watch:
     def drawn_before(self, step: int) -> dict[int, list[Image.Image]]:
         """What was drawn after fewer steps than these, where it could be drawn; one picture a prompt each time."""
         return {at: pictures for at, pictures in self._drawn.items() if at < step and pictures}
-
-    def curve(self, losses: Sequence[float]) -> Curve:
-        return Curve(losses=losses, checks=self.checks, held_out=self._turn is not None, best=self.best)

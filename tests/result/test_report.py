@@ -13,8 +13,13 @@ from lora.result import preview, report
 from lora.result.curve import Curve
 from lora.result.preview import Preview
 from lora.result.report import Lesson
+from lora.result.verdict import Finding, Gains, Measured, Verdict
 
-CURVE = Curve(losses=[0.5, 0.4, 0.9, 0.3], checks=[(0, 0.6), (2, 0.5), (4, 0.45)], held_out=False)
+VERDICT = Verdict(
+    findings=[Finding(name="learned", value=0.8, says="TOK is there.", advice="Draw with it.")],
+    measured=Measured(trained=Gains(own=0.7, far=0.2, near=0.3, noun=0.2), unseen=None, own_then=None, drift=0.02),
+)
+CURVE = Curve(losses=[0.5, 0.4, 0.9, 0.3], checks=[(0, 0.6), (2, 0.5), (4, 0.45)])
 RECORD: dict[str, Any] = {
     "run_id": "0123456789abcdef",
     "inputs": {"trigger_word": "<TOK>", "lora_type": "subject", "lora_rank": 16, "learning_rate": None, "seed": None},
@@ -53,12 +58,12 @@ class _Page(HTMLParser):
 
 
 def test_the_page_tells_whose_weights_they_are_where_an_earlier_step_was_better() -> None:
-    curve = Curve(losses=[0.5, 0.4, 0.9, 0.3], checks=[(0, 0.6), (2, 0.3)], held_out=True, best=2)
+    curve = Curve(losses=[0.5, 0.4, 0.9, 0.3], checks=[(0, 0.6), (2, 0.3)], best=2)
     lessons = [_lesson(), dataclasses.replace(_lesson("b.png"), held_out=True)]
-    page = report.page(RECORD, lessons, _previews(2), curve, [])
+    page = report.page(RECORD, lessons, _previews(2), curve, VERDICT, [])
     for told in (
         "<dt>steps</dt><dd>2</dd>",
-        "<dt>pictures</dt><dd>1</dd>",
+        "<dt>pictures</dt><dd>2</dd>",
         "The weights of step 2",
         "stroke-dasharray",
     ):
@@ -66,7 +71,7 @@ def test_the_page_tells_whose_weights_they_are_where_an_earlier_step_was_better(
 
 
 def test_the_page_stands_by_itself() -> None:
-    text = report.page(RECORD, [_lesson()], _previews(2, 4), CURVE, ["few pictures"])
+    text = report.page(RECORD, [_lesson()], _previews(2, 4), CURVE, VERDICT, ["few pictures"])
     page = _Page(text)
     assert page.links
     assert all(link.startswith("data:image/webp;base64,") for link in page.links)
@@ -78,7 +83,7 @@ def test_the_page_stands_by_itself() -> None:
 
 def test_the_page_says_everything_that_is_asked_of_it() -> None:
     words = _Page(
-        report.page(RECORD, [_lesson(note="the end was cut")], _previews(2, 4), CURVE, ["few pictures"])
+        report.page(RECORD, [_lesson(note="the end was cut")], _previews(2, 4), CURVE, VERDICT, ["few pictures"])
     ).words
     for expected in (
         *("<TOK>", "A subject LoRA for toyflux", "a <TOK> & a dog", "caption yours: the end was cut"),
@@ -90,19 +95,19 @@ def test_the_page_says_everything_that_is_asked_of_it() -> None:
 
 def test_what_users_write_is_never_markup() -> None:
     lesson = _lesson(name='"><img src=x onerror=alert(1)>', caption="<script>alert(1)</script>")
-    page = _Page(report.page(RECORD, [lesson], _previews(4), CURVE, ["<b>bold</b>"]))
+    page = _Page(report.page(RECORD, [lesson], _previews(4), CURVE, VERDICT, ["<b>bold</b>"]))
     assert "script" not in page.tags
     assert "b" not in page.tags
     assert all(link.startswith("data:") for link in page.links)
 
 
 def test_without_warnings_there_is_no_word_of_them() -> None:
-    assert "Warnings" not in _Page(report.page(RECORD, [_lesson()], _previews(4), CURVE, [])).words
+    assert "Warnings" not in _Page(report.page(RECORD, [_lesson()], _previews(4), CURVE, VERDICT, [])).words
 
 
 def test_the_files_are_the_same_every_time(tmp_path: Path) -> None:
     def once(name: str) -> dict[str, bytes]:
-        members = report.write(tmp_path / name, json.dumps(RECORD), [_lesson()], _previews(4), CURVE, [])
+        members = report.write(tmp_path / name, json.dumps(RECORD), [_lesson()], _previews(4), CURVE, VERDICT, [])
         return {member: path.read_bytes() for member, path in members.items()}
 
     assert set(once("a")) == {"report/index.html", "report/loss.svg", "report/preview.webp"}

@@ -4,7 +4,7 @@ A diffusion model is a classifier: how well it predicts the noise in a picture u
 explains the picture (Li et al. 2023, arXiv:2303.16203). So the base and the LoRA look at the same pictures with the
 same noise at the same timesteps: under the caption with the trigger word, under the same caption with another word in
 its place, and under the class noun. And the LoRA's velocity is compared with the base's on prompts that no step was
-trained on. `Measured` holds the numbers.
+trained on. `lora.result.verdict` says what the numbers mean.
 """
 
 import dataclasses
@@ -17,21 +17,39 @@ from torch import Tensor
 
 from lora.flux import flow
 from lora.flux.encode import Example, Text, batched, stack
+from lora.result.verdict import Gains, Measured
 from lora.training import prompts, words
 from lora.training.prior import Prior
 
-TIMES = tuple((i + 0.5) / 10 for i in range(10))
-"""Timesteps of the looks, evenly spread from 0 to 1."""
+LOOKS = 8
+"""At training pictures, and as many at held-out ones: at timesteps evenly spread from LEAST_NOISE to 1, by turns."""
+LEAST_NOISE = 0.3
+"""Below it every picture is explained well without a caption: gains there told less of what the drawings show."""
 PICTURES = 4
-"""Training pictures that are looked at, at most."""
-HELD_OUT = 2
-"""Held-out pictures that are looked at, at most."""
-AT_ONCE = 10
-"""Looks in a batch."""
+"""That are looked at, at most."""
+AT_ONCE = 8
+"""Looks in a batch: one by one, a GPU waits for the host."""
 PROMPTS = 6
 """Preservation prompts that no step is trained on."""
+STATES = 2
+"""Steps of the base's drawing of each, that are compared."""
 OTHERS = ("far", "near", "noun")
 """Words in the trigger word's place: a made-up one, one near the trigger word, the class noun."""
+HOLD_OUT = {8: 1, 16: 2}
+"""From so many pictures on, how many are held out."""
+JOIN_AT = 0.7
+"""Share of the steps after which held-out pictures are trained on too, so that none is lost to the LoRA."""
+
+
+def hold_out(names: Sequence[str], seed: int) -> list[str]:
+    """The pictures to keep out of the first JOIN_AT of the training; none where there are fewer than eight."""
+    count = max((many for least, many in HOLD_OUT.items() if len(names) >= least), default=0)
+    return random.Random(seed).sample(sorted(names), count)
+
+
+def is_of(photos: Sequence[str], example: Example) -> bool:
+    """Whether the example shows one of these, at whatever size: `encode` names it "<photo> at <width>x<height>"."""
+    return example.name.rpartition(" at ")[0] in photos
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,21 +94,21 @@ class Look:
     noise: Tensor
 
 
-def looks(examples: Sequence[Example], most: int, seed: int) -> list[Look]:
-    """`most` of the examples at the smallest size there is, evenly chosen, each at every one of TIMES."""
+def looks(examples: Sequence[Example], seed: int) -> list[Look]:
+    """LOOKS at some of the examples at the smallest size there is; none where there is no example."""
     if not examples:
         return []
     tokens = min(len(example.mean) for example in examples)
     small = [example for example in examples if len(example.mean) == tokens]
-    chosen = small[:: -(-len(small) // most)]
+    chosen = small[:: -(-len(small) // PICTURES)]
     generator = torch.Generator().manual_seed(seed)
-    return [
-        Look(
-            example=example, timestep=time, noise=torch.randn(example.mean.shape, generator=generator).to(example.mean)
-        )
-        for example in chosen
-        for time in TIMES
-    ]
+    found = []
+    for number in range(LOOKS):
+        example = chosen[number % len(chosen)]
+        noise = torch.randn(example.mean.shape, generator=generator).to(example.mean)
+        timestep = LEAST_NOISE + (1 - LEAST_NOISE) * (number + 0.5) / LOOKS
+        found.append(Look(example=example, timestep=timestep, noise=noise))
+    return found
 
 
 @torch.no_grad()
@@ -137,8 +155,51 @@ def drift(transformer: FluxTransformer2DModel, apart: Sequence[Prior], texts: Ma
     return found
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Glance:
+    """A short look at the LoRA between two steps."""
+
+    loss: float
+    """Of the training pictures under their captions, on fixed noise."""
+    own: float
+    """The share of the base's loss that the LoRA takes away there."""
+    unseen: float | None
+    """The same for held-out pictures, while they are."""
+    drift: float
+    """How far the velocity has moved on prompts that no step was trained on, over its length, squared."""
+
+
+class _Pictures:
+    """The looks at some pictures, under every kind of caption, and the base's losses there."""
+
+    def __init__(
+        self,
+        transformer: FluxTransformer2DModel,
+        examples: Sequence[Example],
+        asked: Questions,
+        texts: Mapping[str, Text],
+        seed: int,
+    ) -> None:
+        self._transformer, self._texts = transformer, texts
+        self._looks = looks(examples, seed)
+        own = [look.example.caption for look in self._looks]
+        others = {kind: [of_kind[caption] for caption in own] for kind, of_kind in asked.captions.items()}
+        self._captions = {"own": own} | others
+        self.base = {kind: self.losses(kind) for kind in self._captions}
+
+    def losses(self, kind: str) -> list[float]:
+        return losses(self._transformer, self._looks, self._captions[kind], self._texts)
+
+    def gains(self) -> Gains:
+        return Gains(**{kind: gain(base, self.losses(kind)) for kind, base in self.base.items()})
+
+
 class Examination:
-    """The looks of one training: first at the base, then at the LoRA as often as one likes."""
+    """The looks of one training: first at the base, then at the LoRA as often as one likes.
+
+    It takes nothing from the training's own randomness and leaves nothing behind: with or without it, the weights are
+    the same.
+    """
 
     def __init__(
         self,
@@ -150,52 +211,43 @@ class Examination:
         texts: Mapping[str, Text],
         seed: int,
     ) -> None:
-        """`transformer` must still be without the LoRA; `apart` are states of the base's own drawings for
-        `asked.apart`."""
-        self._looks = looks(learned, PICTURES, seed)
-        self._trained = len(self._looks)
-        self._looks += looks(unseen, HELD_OUT, seed + 1)
-        own = [look.example.caption for look in self._looks]
-        self._captions = {"own": own} | {
-            kind: [asked.captions[kind][caption] for caption in own] for kind in asked.captions
-        }
-        self._apart, self._texts = apart, texts
-        self._base = self._losses(transformer)
+        """`transformer` must still be without the LoRA; `apart` are states of the base's drawings for `asked.apart`."""
+        self._transformer, self._texts, self._apart = transformer, texts, apart
+        self._learned = _Pictures(transformer, learned, asked, texts, seed)
+        self._unseen = _Pictures(transformer, unseen, asked, texts, seed + 1) if unseen else None
+        self._last: tuple[float, Gains] | None = None
+        self.before = sum(self._learned.base["own"]) / LOOKS
+        """The base's loss of the training pictures under their captions."""
 
-    def _losses(self, transformer: FluxTransformer2DModel) -> dict[str, list[float]]:
-        return {
-            kind: losses(transformer, self._looks, captions, self._texts) for kind, captions in self._captions.items()
-        }
+    def glance(self, unseen: bool) -> Glance:
+        """The transformer as it is now; at held-out pictures only where `unseen`: they may be trained on by now."""
+        losses = self._learned.losses("own")
+        own = gain(self._learned.base["own"], losses)
+        held = gain(self._unseen.base["own"], self._unseen.losses("own")) if unseen and self._unseen else None
+        return Glance(loss=sum(losses) / LOOKS, own=own, unseen=held, drift=self._drift())
 
-    def measure(self, transformer: FluxTransformer2DModel) -> "Measured":
-        """The same looks by the transformer as it is now, with the LoRA. It takes nothing from the training's own
-        randomness and leaves nothing behind."""
-        return Measured(
-            base=self._base,
-            lora=self._losses(transformer),
-            trained=self._trained,
-            drift=drift(transformer, self._apart, self._texts),
-        )
+    def last_look_at_unseen(self, glance: Glance) -> None:
+        """To be called right after `glance`, while held-out pictures are still so: remembers all gains there."""
+        if self._unseen:
+            self._last = glance.own, self._unseen.gains()
+
+    def measure(self) -> Measured:
+        """All looks at the transformer as it is now."""
+        own_then, unseen = self._last or (None, None)
+        return Measured(trained=self._learned.gains(), unseen=unseen, own_then=own_then, drift=self._drift())
+
+    def _drift(self) -> float:
+        moved = drift(self._transformer, self._apart, self._texts)
+        return sum(moved) / len(moved)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Measured:
-    """The flow losses, look by look; the first `trained` looks are at training pictures, the others at held-out ones.
-    Each picture has len(TIMES) looks, in that order."""
+def gain(base: Sequence[float], lora: Sequence[float]) -> float:
+    """The share of the base's loss that the LoRA takes away, averaged over the looks; below 0 where it is worse."""
+    return sum(1 - after / before for before, after in zip(base, lora, strict=True)) / len(base)
 
-    base: Mapping[str, Sequence[float]]
-    """By the kind of word ("own" and OTHERS), the base's."""
-    lora: Mapping[str, Sequence[float]]
-    trained: int
-    drift: Sequence[float]
 
-    def gain(self, kind: str, held_out: bool = False) -> float | None:
-        """The share of the base's loss that the LoRA takes away under captions with this kind of word, averaged over
-        timesteps; None where no picture was held out. Below 0 where it is worse than the base."""
-        part = slice(self.trained, None) if held_out else slice(0, self.trained)
-        base, lora = self.base[kind][part], self.lora[kind][part]
-        if not base:
-            return None
-        steps = len(TIMES)
-        shares = [1 - sum(lora[i::steps]) / sum(base[i::steps]) for i in range(steps)]
-        return sum(shares) / steps
+def thinned(priors: Sequence[Prior]) -> list[Prior]:
+    """STATES of each drawing's steps, evenly chosen: what `drift` looks at."""
+    times = sorted({prior.timestep for prior in priors}, reverse=True)
+    chosen = times[1 :: max(1, (len(times) - 1) // STATES)][:STATES] or times[:1]
+    return [prior for prior in priors if prior.timestep in chosen]

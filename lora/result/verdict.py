@@ -1,0 +1,195 @@
+"""The verdict of a training: whether it worked, in numbers and words.
+
+The bounds below were set on one half of a set of trainings of many kinds on the toy base and confirmed on the other
+(docs/quality.md). On FLUX.1-dev none of them has been seen yet.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+WEAK_FROM, CLEAR_FROM = 1 / 3, 2 / 3
+"""Of a finding's value: below the first its word is none."""
+LEARNED_UNSEEN = (0.35, 0.55)
+"""Gain with the trigger word on held-out pictures: (weak from, clear from); so the others."""
+LEARNED_TRAINED = (0.45, 0.65)
+"""The same on training pictures, where none was held out."""
+OTHERS_UNSEEN = (0.5, 0.35)
+"""Mean gain with a far and a near word on held-out pictures; less is better."""
+OTHERS_TRAINED = (0.55, 0.4)
+DRIFT = (0.15, 0.07)
+"""Less is better."""
+NEW = (0.35, 0.65)
+"""Gain on held-out pictures over that on training pictures."""
+NEARER = 0.1
+"""How much more near words gain than far ones where only they are named."""
+TITLES = {
+    "learned": "Learned",
+    "own_word": "Its own word",
+    "kept": "The base is kept",
+    "not_memorised": "Not memorised",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gains:
+    """The share of the base's flow loss that the LoRA takes away on some of the user's pictures: 0 where it explains
+    them no better than the base, 1 at most, below 0 where it is worse."""
+
+    own: float
+    """Under the captions with the trigger word."""
+    far: float
+    """Under the same captions with a made-up word in its place."""
+    near: float
+    """With a word near the trigger word."""
+    noun: float
+    """With the class noun."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What `lora.training.examine` measured."""
+
+    trained: Gains
+    """On training pictures, at the end."""
+    unseen: Gains | None
+    """On held-out pictures, the last time that they were held out; None where none was."""
+    own_then: float | None
+    """`trained.own` at that time."""
+    drift: float
+    """On prompts that no step was trained on: squared change of the velocity over its squared length."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One of the things that the verdict tells."""
+
+    name: str
+    """Of the metric: `verdict_<name>`."""
+    value: float
+    """0 to 1, higher is better; the words change at WEAK_FROM and CLEAR_FROM."""
+    says: str
+    """What was found, in a sentence."""
+    advice: str
+    """What to do; empty where nothing needs to be done."""
+
+    @property
+    def word(self) -> str:
+        """clear, weak or none."""
+        return "clear" if self.value >= CLEAR_FROM else "weak" if self.value >= WEAK_FROM else "none"
+
+    @property
+    def title(self) -> str:
+        return TITLES[self.name]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What was learned, under which words, and what it cost the base."""
+
+    findings: Sequence[Finding]
+    measured: Measured
+
+    @property
+    def title(self) -> str:
+        """In a few words: the weakest finding counts."""
+        words = {finding.word for finding in self.findings}
+        if "none" in words:
+            return "Verdict: look at what is marked none before you use it"
+        return "Verdict: it worked, with a weakness" if "weak" in words else "Verdict: it worked"
+
+    def lines(self) -> list[str]:
+        """For the log: a line for the whole, and one for each finding."""
+        return [
+            self.title,
+            *(
+                f"{finding.title}: {finding.word} ({finding.value:.2f}). {finding.says} {finding.advice}".rstrip()
+                for finding in self.findings
+            ),
+        ]
+
+    def metrics(self) -> dict[str, float]:
+        """`verdict_learned` and so on, each 0 to 1."""
+        return {f"verdict_{finding.name}": round(finding.value, 3) for finding in self.findings}
+
+    def record(self) -> dict[str, Any]:
+        """For `request.json`: the findings, and the numbers that they rest on."""
+        return {
+            "findings": {f.name: {"value": round(f.value, 3), "word": f.word} for f in self.findings},
+            "measured": dataclasses.asdict(self.measured),
+        }
+
+
+def of(measured: Measured, word: str, lora_type: str, ratio: float) -> Verdict:
+    """The verdict on what was measured. `word` is the trigger word, `ratio` that of prior preservation, 0 where off."""
+    return Verdict(
+        findings=[
+            _learned(measured, word, lora_type),
+            _own_word(measured, word, lora_type, ratio),
+            _kept(measured, ratio),
+            *_new(measured, lora_type),
+        ],
+        measured=measured,
+    )
+
+
+def scaled(value: float, weak: float, clear: float) -> float:
+    """A measured value as a number from 0 to 1 that is WEAK_FROM at `weak` and CLEAR_FROM at `clear`, linear between;
+    `clear` may be the smaller of the two."""
+    share = WEAK_FROM + (CLEAR_FROM - WEAK_FROM) * (value - weak) / (clear - weak)
+    return min(max(share, 0.0), 1.0)
+
+
+def _learned(measured: Measured, word: str, lora_type: str) -> Finding:
+    gains = measured.unseen or measured.trained
+    bounds = LEARNED_UNSEEN if measured.unseen else LEARNED_TRAINED
+    value = scaled(gains.own, *bounds)
+    pictures = "pictures that it had not seen" if measured.unseen else "its own pictures (too few to hold one out)"
+    says = f"With {word} it explains {max(gains.own, 0):.0%} of what the base could not in {pictures}."
+    if value >= CLEAR_FROM:
+        return Finding(name="learned", value=value, says=says, advice="")
+    advice = f"The {lora_type} is not learned well: train more steps, or give more and more varied pictures."
+    if gains.own < 0:
+        advice = "The training was too hot and broke what the base knew: lower learning_rate."
+    return Finding(name="learned", value=value, says=says, advice=advice)
+
+
+def _own_word(measured: Measured, word: str, lora_type: str, ratio: float) -> Finding:
+    gains = measured.unseen or measured.trained
+    other = (gains.far + gains.near) / 2
+    value = scaled(other, *(OTHERS_UNSEEN if measured.unseen else OTHERS_TRAINED))
+    if value >= CLEAR_FROM:
+        return Finding(name="own_word", value=value, says=f"Other words do not call the {lora_type}.", advice="")
+    which = "words near it" if gains.near - gains.far > NEARER else "other words"
+    says = f"Besides {word}, {which} call the {lora_type} too."
+    if not ratio:
+        advice = "preservation was off: leave it empty, or set it to firm."
+    elif which == "words near it":
+        advice = "Take a longer trigger word that looks like no other, or set preservation to firm."
+    else:
+        advice = "Set preservation to firm, or lower learning_rate."
+    return Finding(name="own_word", value=value, says=says, advice=advice)
+
+
+def _kept(measured: Measured, ratio: float) -> Finding:
+    value = scaled(math.log(max(measured.drift, 1e-6)), *(math.log(bound) for bound in DRIFT))
+    if value >= CLEAR_FROM:
+        return Finding(name="kept", value=value, says="Prompts without it are drawn as before.", advice="")
+    says = f"It changes prompts without the trigger word too (by {measured.drift:.0%} of what the base does there)."
+    advice = "Set preservation to firm, or lower learning_rate." if ratio else "preservation was off: leave it empty."
+    return Finding(name="kept", value=value, says=says, advice=advice)
+
+
+def _new(measured: Measured, lora_type: str) -> list[Finding]:
+    """Whether it memorised its pictures: only where some were held out."""
+    if measured.unseen is None or measured.own_then is None or measured.own_then <= 0:
+        return []
+    share = max(measured.unseen.own, 0.0) / measured.own_then
+    value = scaled(share, *NEW)
+    if value >= CLEAR_FROM:
+        says = "New pictures are explained nearly as well as those it trained on."
+        return [Finding(name="not_memorised", value=value, says=says, advice="")]
+    says = f"New pictures are explained only {share:.0%} as well as those it trained on: it memorises them."
+    advice = "Give more varied pictures, or train fewer steps."
+    return [Finding(name="not_memorised", value=value, says=says, advice=advice)]

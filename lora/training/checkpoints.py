@@ -1,0 +1,75 @@
+"""The LoRA's weights at some steps of the training, and which of them is returned."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lora.flux.adapter import FILE_DTYPE
+from lora.training.examine import Glance
+
+LOOKED_AT = 10
+"""Times that the training is looked at, evenly spread."""
+KEPT_FROM = 0.5
+"""Share of the steps after which weights are kept: 50, 60, … 100 %."""
+BETTER_BY = 0.02
+"""How much better an earlier checkpoint must be to be returned in the last one's place. Looks at a few pictures tell
+no smaller difference (docs/quality.md)."""
+TURNED_BY = 0.05
+"""How much the gain on held-out pictures may fall below its best before the training is stopped."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Checkpoint:
+    step: int
+    glance: Glance
+    weights: Sequence[Tensor]
+    """In bf16 on the CPU, as the file holds them."""
+
+    @property
+    def score(self) -> float:
+        """What it explains of the pictures, less what it moved the base by."""
+        return self.glance.own - self.glance.drift
+
+
+class Checkpoints:
+    """Keeps the weights of a training at some steps."""
+
+    def __init__(self, parameters: Sequence[torch.nn.Parameter], steps: int) -> None:
+        self._parameters = parameters
+        self.due = sorted({max(1, round(steps * i / LOOKED_AT)) for i in range(1, LOOKED_AT + 1)})
+        """The steps at which the training is looked at."""
+        self._from = KEPT_FROM * steps
+        self.kept: list[Checkpoint] = []
+
+    def keep(self, step: int, glance: Glance) -> None:
+        """Keeps the weights of a step that is past half."""
+        if step >= self._from:
+            weights = [parameter.detach().to("cpu", FILE_DTYPE, copy=True) for parameter in self._parameters]
+            self.kept.append(Checkpoint(step=step, glance=glance, weights=weights))
+
+    def choose(self) -> tuple[Checkpoint, str]:
+        """The checkpoint to return, and why: the last one, unless one before was better by BETTER_BY."""
+        last, best = self.kept[-1], max(self.kept, key=lambda kept: kept.score)
+        if best.score >= last.score + BETTER_BY:
+            return best, (
+                f"it explains the pictures by {best.glance.own:.2f} and moved the base by {best.glance.drift:.3f};"
+                f" step {last.step}: {last.glance.own:.2f} and {last.glance.drift:.3f}"
+            )
+        return last, "no earlier one was better"
+
+    def overfitted(self) -> Checkpoint | None:
+        """The checkpoint with the best gain on held-out pictures, where the gain has fallen by TURNED_BY since; None
+        where it has not, or where no picture is held out."""
+        seen = [(kept.glance.unseen, kept) for kept in self.kept if kept.glance.unseen is not None]
+        if not seen:
+            return None
+        gain, best = max(seen, key=lambda pair: pair[0])
+        return best if seen[-1][0] < gain - TURNED_BY else None
+
+    @torch.no_grad()
+    def put_back(self, checkpoint: Checkpoint) -> None:
+        """Puts the checkpoint's weights in place of those of the last step."""
+        for parameter, kept in zip(self._parameters, checkpoint.weights, strict=True):
+            parameter.copy_(kept)

@@ -1,0 +1,63 @@
+"""What the measured numbers mean."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from lora.result import verdict
+from lora.result.verdict import CLEAR_FROM, WEAK_FROM, Gains, Measured
+
+GOOD = Gains(own=0.7, far=0.15, near=0.2, noun=0.2)
+SOUND = Measured(trained=GOOD, unseen=GOOD, own_then=0.7, drift=0.03)
+
+
+def _words(ratio: float = 0.5, **changes: Any) -> dict[str, str]:
+    found = verdict.of(dataclasses.replace(SOUND, **changes), "TOK", "subject", ratio)
+    return {finding.name: finding.word for finding in found.findings}
+
+
+def test_a_good_training_is_clear_in_everything_and_asks_for_nothing() -> None:
+    found = verdict.of(SOUND, "TOK", "subject", 0.5)
+    assert {finding.word for finding in found.findings} == {"clear"}
+    assert not [finding for finding in found.findings if finding.advice]
+    assert found.title == "Verdict: it worked"
+    assert set(found.metrics()) == {
+        "verdict_learned",
+        "verdict_own_word",
+        "verdict_kept",
+        "verdict_not_memorised",
+    }
+    assert len(found.lines()) == 5
+
+
+def test_each_weakness_is_named_with_what_to_do() -> None:
+    def advice(name: str, ratio: float = 0.5, **changes: Any) -> str:
+        found = verdict.of(dataclasses.replace(SOUND, **changes), "TOK", "subject", ratio)
+        [finding] = [finding for finding in found.findings if finding.name == name]
+        assert finding.word != "clear"
+        return f"{finding.says} {finding.advice}"
+
+    little = dataclasses.replace(GOOD, own=0.1)
+    assert "more steps" in advice("learned", unseen=little)
+    assert "lower learning_rate" in advice("learned", unseen=dataclasses.replace(GOOD, own=-1.0))
+    everywhere = dataclasses.replace(GOOD, far=0.7, near=0.7)
+    assert "preservation was off" in advice("own_word", ratio=0.0, unseen=everywhere)
+    assert "firm" in advice("own_word", unseen=everywhere)
+    assert "words near it" in advice("own_word", unseen=dataclasses.replace(GOOD, far=0.3, near=0.8))
+    assert "preservation was off" in advice("kept", ratio=0.0, drift=0.6)
+    assert "memorises" in advice("not_memorised", unseen=little, own_then=0.9)
+
+
+def test_without_held_out_pictures_nothing_is_said_of_memorising() -> None:
+    found = verdict.of(dataclasses.replace(SOUND, unseen=None, own_then=None), "TOK", "style", 1.5)
+    assert "not_memorised" not in {finding.name for finding in found.findings}
+    assert "too few to hold one out" in found.findings[0].says
+
+
+@pytest.mark.parametrize(("weak", "clear"), [(0.2, 0.6), (0.6, 0.2)])
+def test_a_value_meets_the_words_at_their_bounds_whichever_way_is_better(weak: float, clear: float) -> None:
+    assert verdict.scaled(weak, weak, clear) == pytest.approx(WEAK_FROM)
+    assert verdict.scaled(clear, weak, clear) == pytest.approx(CLEAR_FROM)
+    assert verdict.scaled(weak + 9 * (weak - clear), weak, clear) == 0
+    assert verdict.scaled(clear + 9 * (clear - weak), weak, clear) == 1

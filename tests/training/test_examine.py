@@ -1,0 +1,107 @@
+"""The looks of the verdict: what they compare, and that they change nothing."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+
+from lora.flux import adapter, flow
+from lora.flux.encode import Example, Text
+from lora.training import examine, prior
+from lora.training.examine import Examination, Questions
+
+SCHEDULER = {"use_dynamic_shifting": False, "shift": 3.0}
+
+
+def _questions() -> Questions:
+    same = {"a TOK": "a VEK", "a TOK on a table": "a VEK"}
+    return Questions(captions=dict.fromkeys(examine.OTHERS, same), apart=["a red house"])
+
+
+def _examination(
+    transformer: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text], unseen: int = 1
+) -> Examination:
+    apart = examine.thinned(prior.draw(transformer, texts, ["a red house"], [(4, 4)], SCHEDULER, seed=1))
+    return Examination(transformer, examples[unseen:], examples[:unseen], _questions(), apart, texts, seed=3)
+
+
+def test_pictures_are_held_out_of_eight_and_two_of_sixteen_and_none_of_fewer() -> None:
+    names = [f"{i}.jpg" for i in range(20)]
+    assert [len(examine.hold_out(names[:count], 1)) for count in (1, 7, 8, 15, 16, 20)] == [0, 0, 1, 1, 2, 2]
+    assert examine.hold_out(names, 1) == examine.hold_out(names[::-1], 1)
+    assert {*examine.hold_out(names, 1)} != {*examine.hold_out(names, 2)}
+
+
+def test_an_example_is_known_by_its_photo_at_any_size(examples: list[Example]) -> None:
+    named = [dataclasses.replace(examples[0], name=f"a at b.jpg at {side}x{side}") for side in (512, 768)]
+    assert all(examine.is_of(["a at b.jpg"], example) for example in named)
+    assert not examine.is_of(["a"], named[0])
+
+
+def test_the_questions_have_another_word_in_the_triggers_place_and_none_is_among_the_preservation_prompts() -> None:
+    asked = examine.questions(["a TOK on grass", "TOK, close-up"], "TOK", "otter", ("captions", "near"), 5)
+    assert asked.captions["noun"]["a TOK on grass"] == "a otter on grass"
+    for kind in examine.OTHERS:
+        for caption, other in asked.captions[kind].items():
+            assert "TOK" not in other
+            assert other.replace(other.split()[1] if caption.startswith("a") else other.split(",")[0], "") != other
+    assert len(asked.apart) == examine.PROMPTS
+    assert {*asked.apart, "a otter on grass"} < {*asked.prompts()}
+
+
+def test_a_look_is_the_flow_loss_on_its_noise_and_timestep(
+    tiny_flux: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text]
+) -> None:
+    asked = examine.looks(examples, seed=3)
+    assert len(asked) == examine.LOOKS
+    assert {look.example.size for look in asked} == {(2, 6)}, "the smallest size"
+    assert examine.LEAST_NOISE < asked[0].timestep < asked[-1].timestep < 1
+    found = examine.losses(tiny_flux, asked, [look.example.caption for look in asked], texts)
+    look = asked[5]
+    t = torch.tensor([look.timestep])
+    noisy = (1 - t) * look.example.mean[None] + t * look.noise[None]
+    text = {key: value[None] for key, value in texts[look.example.caption].items()}
+    with torch.no_grad():
+        predicted = flow.velocity(tiny_flux, noisy, t, 1.0, text, look.example.size)
+    wanted = (predicted - (look.noise - look.example.mean)[None]).square().mean().item()
+    assert found[5] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_a_lora_that_changes_nothing_gains_nothing_and_has_not_moved(
+    tiny_flux: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text]
+) -> None:
+    examination = _examination(tiny_flux, examples, texts)
+    adapter.attach(tiny_flux, 4, seed=3)
+    glance = examination.glance(unseen=True)
+    examination.last_look_at_unseen(glance)
+    measured = examination.measure()
+    assert glance.loss == pytest.approx(examination.before)
+    assert (glance.own, glance.unseen, glance.drift) == pytest.approx((0, 0, 0), abs=1e-5)
+    assert measured.unseen is not None
+    assert dataclasses.astuple(measured.trained) == pytest.approx((0, 0, 0, 0), abs=1e-5)
+
+
+def test_a_lora_that_changes_something_is_measured_and_held_out_pictures_only_while_they_are(
+    tiny_flux: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text]
+) -> None:
+    examination = _examination(tiny_flux, examples, texts)
+    for parameter in adapter.attach(tiny_flux, 4, seed=3):
+        parameter.data += 0.1
+    assert examination.glance(unseen=False).unseen is None
+    assert examination.measure().unseen is None
+    glance = examination.glance(unseen=True)
+    assert glance.unseen is not None
+    assert glance.drift > 0
+    assert glance.own != 0
+    assert _examination(copy.deepcopy(tiny_flux), examples, texts, unseen=0).glance(unseen=True).unseen is None
+
+
+def test_looking_takes_nothing_from_the_trainings_randomness(
+    tiny_flux: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text]
+) -> None:
+    examination = _examination(tiny_flux, examples, texts)
+    state = torch.get_rng_state()
+    assert examination.glance(unseen=True) == examination.glance(unseen=True)
+    assert torch.equal(torch.get_rng_state(), state)
