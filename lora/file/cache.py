@@ -57,7 +57,8 @@ class Cache:
         What was fetched with a token is given only to who has the same token; a file of this machine that has changed
         is read again. Raises ValueError that begins with `called`, the input's name.
         """
-        key = (origin, hf_token, civitai_token, _state(origin))
+        called_by = hashlib.sha256(origin.encode("utf-8", "replace")).digest()  # a data: address may be a whole file
+        key = (called_by, hf_token, civitai_token, _state(origin))
         if key in self._entries:
             self._entries.move_to_end(key)
             return self._entries[key][0], True

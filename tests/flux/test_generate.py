@@ -1,6 +1,7 @@
 """Drawing with LoRAs, against diffusers' own pipelines; where LoRAs come from; and the second Cog model."""
 
 import http.server
+import re
 import tarfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -130,6 +131,29 @@ def test_a_drawing_from_a_picture_is_that_of_diffusers_pipeline(pipeline: FluxPi
     ours = _draw(pipeline, text, start=start, strength=0.5)
     assert (ours == np.asarray(theirs)).all()
     assert (ours != _draw(pipeline, text)).any()
+
+
+def test_every_step_is_told_of_also_where_some_are_left_out(pipeline: FluxPipeline, texts: dict[str, Text]) -> None:
+    told: list[tuple[int, int]] = []
+    generate.draw(pipeline, texts["a TOK"], SIZE, 3, steps=3, told=lambda step, steps: told.append((step, steps)))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    told.clear()
+    start = Image.new("RGB", SIZE)
+    tell = lambda step, steps: told.append((step, steps))  # noqa: E731
+    generate.draw(pipeline, texts["a TOK"], SIZE, 3, steps=4, start=start, strength=0.5, told=tell)
+    assert told == [(1, 2), (2, 2)]
+
+
+def test_progress_is_a_line_that_replicates_clients_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the pattern of replicate-javascript's `parseProgressFromLogs`."""
+    lines: list[str] = []
+    generate.progress(lines.append, 0, 4)(1, 28)
+    assert lines == [], "not before some seconds have passed"
+    monkeypatch.setattr(generate, "SECONDS_BETWEEN_LINES", 0.0)
+    generate.progress(lines.append, 1, 4)(14, 28)
+    found = re.search(r"^\s*(\d+)%\s*\|.+?\|\s*(\d+)\/(\d+)", lines[0])
+    assert found is not None
+    assert found.groups() == ("37", "42", "112")
 
 
 def test_any_strength_above_none_draws_a_step(pipeline: FluxPipeline, texts: dict[str, Text]) -> None:
