@@ -6,6 +6,7 @@ small, and drawn a few together.
 """
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,9 @@ def put_on(pipeline: FluxPipeline, loras: Sequence[Lora], log: Callable[[str], N
     scales: dict[str, float] = {}
     for number, (lora, own) in enumerate(ready):
         for part, tensors in enumerate(fitting.adapters(own)):
-            pipeline.load_lora_weights(tensors, adapter_name=f"lora_{number}_{part}")
+            with warnings.catch_warnings():  # peft asks whether a second LoRA is meant
+                warnings.filterwarnings("ignore", "Already found a `peft_config` attribute", UserWarning)
+                pipeline.load_lora_weights(tensors, adapter_name=f"lora_{number}_{part}")
             scales[f"lora_{number}_{part}"] = lora.scale
     if scales:
         pipeline.set_adapters(list(scales), list(scales.values()))

@@ -4,6 +4,7 @@ import http.server
 import re
 import tarfile
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -224,8 +225,14 @@ def test_several_loras_add_up_each_at_its_scale(
 ) -> None:
     """Against the base with s1 B1 A1 + s2 B2 A2 + s3 B3 A3 added to its weights by hand."""
     files = {make_lora(f"{seed}", seed): scale for seed, scale in ((1, 0.7), (2, -0.4), (3, 1.5))}
-    generate.put_on(pipeline, [Lora(name="a", file=file, scale=scale) for file, scale in files.items()], _quiet)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        generate.put_on(pipeline, [Lora(name="a", file=file, scale=scale) for file, scale in files.items()], _quiet)
     ours = _draw(pipeline, texts["a TOK"]).astype(int)
+    generate.rescale(pipeline, [1.0, 1.0, 1.0])
+    assert np.abs(ours - _draw(pipeline, texts["a TOK"])).max() > 1
+    generate.rescale(pipeline, list(files.values()))
+    assert (_draw(pipeline, texts["a TOK"]) == ours).all()
     generate.put_on(pipeline, [], _quiet)
     modules = dict(pipeline.transformer.named_modules())
     with torch.no_grad():
