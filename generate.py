@@ -260,7 +260,7 @@ class Predictor(BasePredictor):
                 guidance=scale if pipeline.transformer.config.guidance_embeds else None,
                 seed=now,
                 size=picture.size,
-                model=self.schnell if model == "schnell" else self.base.name,
+                model=self.base.name if model == "dev" else schnell.called(self.schnell),
                 loras=[(lora.name, weight, lora.sha256) for lora, (_, _, weight) in zip(loras, wanted, strict=True)],
                 strength=None if place.start is None else prompt_strength,
             )

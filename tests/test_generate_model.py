@@ -4,6 +4,7 @@ import base64
 import gc
 import io
 import os
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -221,6 +222,7 @@ def test_schnell_draws_in_its_own_steps_with_the_same_lora(artist: Server) -> No
         drawn.append(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
     assert "Steps: 4, " in drawn[0].info["parameters"]
     assert "Distilled" not in drawn[0].info["parameters"]
+    assert re.search(r"Model: schnell\d+, ", drawn[0].info["parameters"]), "a folder's name, not where it lies"
     assert np.abs(np.asarray(drawn[0]).astype(int) - np.asarray(drawn[1])).mean() > 2
 
 
