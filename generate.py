@@ -9,7 +9,7 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path as FilePath
 from typing import List, Optional  # noqa: UP035
 
@@ -248,6 +248,7 @@ class Predictor(BasePredictor):
                 start=place.start,
                 strength=prompt_strength,
                 mask=place.mask,
+                told=generate.progress(print, number, len(seeds)),
             )
             picture = place.finish(drawn)
             if self.checker and not disable_safety_checker and self.checker.withholds(picture):
@@ -259,7 +260,7 @@ class Predictor(BasePredictor):
                 guidance=scale if pipeline.transformer.config.guidance_embeds else None,
                 seed=now,
                 size=picture.size,
-                model=self.schnell if model == "schnell" else self.base.name,
+                model=self.base.name if model == "dev" else schnell.called(self.schnell),
                 loras=[(lora.name, weight, lora.sha256) for lora, (_, _, weight) in zip(loras, wanted, strict=True)],
                 strength=None if place.start is None else prompt_strength,
             )
@@ -324,6 +325,7 @@ class Predictor(BasePredictor):
         self.on[model] = None
         if before is not None and [digest for digest, _ in on] == [digest for digest, _ in before]:
             generate.rescale(pipeline, scales)
+            print(f"the same LoRAs at scale {', '.join(f'{scale:g}' for scale in scales)}")
         else:
             named = zip(wanted, fetched, strict=True)
             loras = [Lora(name=called, file=lora.file, scale=scale) for (called, _, scale), lora in named]
@@ -357,7 +359,8 @@ class Predictor(BasePredictor):
     ) -> Canvas:
         """What to draw on. Raises ValueError for half a size, and for a picture that cannot be used."""
         side = round(self.base.native * math.sqrt(float(megapixels)))
-        picture, white = _read("image", image), _read("mask", mask)
+        picture = _read("image", image, buckets.read_picture)
+        white = _read("mask", mask, canvas.read_mask)
         if picture is None and white is not None:
             raise ValueError("mask: there is no image that it belongs to; give image too, or leave mask empty")
         if picture is not None and white is not None:
@@ -378,11 +381,11 @@ def _text(secret: Optional[Secret]) -> Optional[str]:
     return secret.get_secret_value().strip() or None if secret else None
 
 
-def _read(called: str, path: Optional[FilePath]) -> Optional[Image.Image]:
-    """The picture of an input, upright and in sRGB; None where it is left empty, which some clients send as ""."""
+def _read(called: str, path: Optional[FilePath], read: Callable[[FilePath], Image.Image]) -> Optional[Image.Image]:
+    """The picture of an input; None where it is left empty, which some clients send as ""."""
     if path is None or str(path) in ("", "."):
         return None
     try:
-        return buckets.read_picture(FilePath(str(path)))
+        return read(FilePath(str(path)))
     except ValueError as error:
         raise ValueError(f"{called}: {error}") from error

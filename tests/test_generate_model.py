@@ -4,6 +4,7 @@ import base64
 import gc
 import io
 import os
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -221,6 +222,7 @@ def test_schnell_draws_in_its_own_steps_with_the_same_lora(artist: Server) -> No
         drawn.append(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
     assert "Steps: 4, " in drawn[0].info["parameters"]
     assert "Distilled" not in drawn[0].info["parameters"]
+    assert re.search(r"Model: schnell\d+, ", drawn[0].info["parameters"]), "a folder's name, not where it lies"
     assert np.abs(np.asarray(drawn[0]).astype(int) - np.asarray(drawn[1])).mean() > 2
 
 
@@ -281,7 +283,7 @@ def test_a_prompt_longer_than_the_base_reads_is_warned_of(artist: Server) -> Non
 
 def test_mistakes_are_told_and_the_next_drawing_is_as_ever(artist: Server, tmp_path: Path) -> None:
     [before] = _drawn(artist)
-    assert "extra_lora: 'no/where/here' is no file" in _refused(artist, extra_lora="no/where/here")
+    assert "extra_lora: 'no/where/here' looks like a version of a model" in _refused(artist, extra_lora="no/where/here")
     (tmp_path / "pickle.tar").write_bytes(b"\x80\x04\x95")
     assert "lora_weights: pickle.tar" in _refused(artist, lora_weights=str(tmp_path / "pickle.tar"))
     assert "width and height, and height is missing" in _refused(artist, aspect_ratio="custom", width=96)

@@ -19,7 +19,7 @@ from lora.file import source
 
 KEPT = 8
 """LoRAs on the disk besides those in use; one of rank 16 for FLUX.1-dev has 130 MB."""
-CIVITAI = ("civitai.com", "civitai.red", "civitai.green")
+CIVITAI = ("civitai.com", "www.civitai.com")
 _SHOWN = 60
 """Characters of a name."""
 
@@ -57,7 +57,8 @@ class Cache:
         What was fetched with a token is given only to who has the same token; a file of this machine that has changed
         is read again. Raises ValueError that begins with `called`, the input's name.
         """
-        key = (origin, hf_token, civitai_token, _state(origin))
+        called_by = hashlib.sha256(origin.encode("utf-8", "replace")).digest()  # a data: address may be a whole file
+        key = (called_by, hf_token, civitai_token, _state(origin))
         if key in self._entries:
             self._entries.move_to_end(key)
             return self._entries[key][0], True
@@ -112,9 +113,12 @@ def _state(origin: str) -> tuple[int, int] | None:
 
 def _with_token(origin: str, token: str | None) -> str:
     """An address at Civitai with the token that it asks for (https://education.civitai.com, "token" in the query)."""
+    address = origin.strip()
+    if address.startswith(tuple(f"{host}/" for host in CIVITAI)):
+        address = f"https://{address}"
     try:
-        url = urlsplit(origin.strip())
-        host = (url.hostname or "").removeprefix("www.")
+        url = urlsplit(address)
+        host = url.hostname
     except ValueError:
         return origin
     if not token or url.scheme != "https" or host not in CIVITAI or "token=" in url.query:

@@ -6,6 +6,7 @@ part only in its latents, so that every pixel goes through the autoencoder; here
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -86,6 +87,24 @@ def within(picture: Image.Image, mask: Image.Image, side: int) -> Canvas:
     size = buckets.choose_bucket(picture.width, picture.height, side)
     start = picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
     return Canvas(size=size, start=start, mask=_whole_latents(grey, size), kept=(picture, grey))
+
+
+def read_mask(path: Path) -> Image.Image:
+    """A mask's picture, upright; of white strokes on nothing, as drawing programs save them, the nothing is black.
+
+    Raises ValueError where it cannot be read, and where it has transparent parts and something other than white: some
+    programs mean the transparent parts then, others the opaque ones.
+    """
+    with buckets.opened(path) as file:
+        if file.image.has_transparency_data:
+            grey, strokes = file.image.convert("RGBA").convert("LA").split()
+            if np.asarray(strokes).min() < WHITE:
+                if (np.asarray(grey)[np.asarray(strokes) > BLACK] < WHITE).any():
+                    raise ValueError(
+                        "it has transparent parts, which may mean either; save it in black and white alone"
+                    )
+                return strokes
+    return buckets.read_picture(path)
 
 
 def _whole_latents(mask: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -5,6 +5,8 @@ alone. Whoever asks has them drawn one at a time, and memory does not grow with 
 small, and drawn a few together.
 """
 
+import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,7 @@ STRENGTH = 0.8
 """Of a prompt over the picture that the drawing starts from; at 1 nothing of the picture is left."""
 AT_ONCE = 4
 """Previews."""
+SECONDS_BETWEEN_LINES = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +84,9 @@ def put_on(pipeline: FluxPipeline, loras: Sequence[Lora], log: Callable[[str], N
     scales: dict[str, float] = {}
     for number, (lora, own) in enumerate(ready):
         for part, tensors in enumerate(fitting.adapters(own)):
-            pipeline.load_lora_weights(tensors, adapter_name=f"lora_{number}_{part}")
+            with warnings.catch_warnings():  # peft asks whether a second LoRA is meant
+                warnings.filterwarnings("ignore", "Already found a `peft_config` attribute", UserWarning)
+                pipeline.load_lora_weights(tensors, adapter_name=f"lora_{number}_{part}")
             scales[f"lora_{number}_{part}"] = lora.scale
     if scales:
         pipeline.set_adapters(list(scales), list(scales.values()))
@@ -108,13 +113,14 @@ def draw(
     start: Image.Image | None = None,
     strength: float = STRENGTH,
     mask: Image.Image | None = None,
+    told: Callable[[int, int], None] | None = None,
 ) -> Image.Image:
     """One picture of `size` (width, height) in pixels. The noise is drawn on the CPU: a seed means the same anywhere.
 
     `prompt` is text, of which T5 reads `tokens`, or the embeddings `prompt_embeds` (T, D) and `pooled` (P,) of one.
     Where there is a picture to `start` from, it must have this size, and a `mask` with it too: then only its white is
-    drawn anew, in the latents (`lora.flux.canvas` keeps the rest in pixels). Raises ValueError where at this strength
-    nothing would be drawn.
+    drawn anew, in the latents (`lora.flux.canvas` keeps the rest in pixels). `told` is called after each step with its
+    number and the number of all. Raises ValueError where at this strength nothing would be drawn.
     """
     if isinstance(prompt, str):
         asked: dict[str, object] = {"prompt": prompt, "max_sequence_length": tokens}
@@ -131,14 +137,36 @@ def draw(
         pipeline = kind.from_pipe(pipeline, dtype=pipeline.transformer.dtype)
         pipeline.set_progress_bar_config(disable=True)
         asked |= {"image": start, "strength": strength} | ({} if mask is None else {"mask_image": mask})
+
+    def tell(running: FluxPipeline, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        if told:
+            told(step + 1, running.num_timesteps)
+        return tensors
+
     return pipeline(
         **asked,
+        callback_on_step_end=tell,
         width=size[0],
         height=size[1],
         num_inference_steps=steps,
         guidance_scale=guidance,
         generator=torch.Generator().manual_seed(seed),
     ).images[0]
+
+
+def progress(log: Callable[[str], None], number: int, count: int) -> Callable[[int, int], None]:
+    """For `draw`: logs every few seconds how far the picture `number` (from 0) of `count` is, in a line as tqdm writes
+    it, from which Replicate's clients read a call's progress."""
+    last = time.monotonic()
+
+    def tell(step: int, steps: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            done, total = number * steps + step, count * steps
+            log(f"{100 * done // total:3d}%|{'#' * (10 * done // total):<10}| {done}/{total}")
+
+    return tell
 
 
 @torch.no_grad()

@@ -18,6 +18,11 @@ TOKENS = 256
 WEIGHTS = "black-forest-labs/FLUX.1-schnell"
 
 
+def called(name: str) -> str:
+    """What to call the weights `name`: the id on the Hub, or the folder's name without the way to it."""
+    return Path(name).resolve().name if Path(name).is_dir() else name
+
+
 def open_beside(base: FluxPipeline, name: str | None, device: str | None) -> FluxPipeline:
     """A pipeline of the transformer and scheduler below `name`, a folder or an id on the Hub, and all else of `base`.
 
@@ -32,16 +37,18 @@ def open_beside(base: FluxPipeline, name: str | None, device: str | None) -> Flu
 
     def load() -> tuple[FluxTransformer2DModel, FlowMatchEulerDiscreteScheduler]:
         scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(name, subfolder="scheduler")
-        dtype = base.transformer.dtype
-        return FluxTransformer2DModel.from_pretrained(name, subfolder="transformer", dtype=dtype), scheduler
+        transformer = FluxTransformer2DModel.from_pretrained(
+            name, subfolder="transformer", dtype=base.transformer.dtype, use_safetensors=True
+        )
+        return transformer, scheduler
 
     try:
         transformer, scheduler = wait.interruptibly(load)
     except (OSError, ValueError, RuntimeError, SafetensorError, HFValidationError) as error:
         told = str(error).strip().partition("\n")[0][:200]
         raise ValueError(
-            f"model: the weights of schnell, {Path(name).name!r} in SCHNELL, cannot be loaded ({told}); name a folder"
-            f" with transformer/ and scheduler/ in diffusers' layout, or {WEIGHTS}"
+            f"model: the weights of schnell, {called(name)[:100]!r} in SCHNELL, cannot be loaded ({told}); name a"
+            f" folder with transformer/ and scheduler/ in diffusers' layout, or {WEIGHTS}"
         ) from error
     for size in ("in_channels", "joint_attention_dim", "pooled_projection_dim"):
         theirs, ours = transformer.config[size], base.transformer.config[size]

@@ -104,6 +104,7 @@ def test_of_a_file_that_is_none_at_least_the_name_is_known(tmp_path: Path) -> No
     [
         ("https://civitai.com/api/download/models/1", "https://civitai.com/api/download/models/1?token=a%26b"),
         ("https://www.civitai.com/x?type=Model", "https://www.civitai.com/x?type=Model&token=a%26b"),
+        ("civitai.com/models/1?modelVersionId=2", "https://civitai.com/models/1?modelVersionId=2&token=a%26b"),
         ("https://civitai.com/x?token=other", "https://civitai.com/x?token=other"),
         ("http://civitai.com/x", "http://civitai.com/x"),
         ("https://civitai.com.evil.org/x", "https://civitai.com.evil.org/x"),

@@ -1,5 +1,7 @@
 """What is drawn on: sizes, and what a mask keeps."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
@@ -85,3 +87,18 @@ def test_a_picture_larger_than_anything_drawn_is_made_smaller_first() -> None:
     place = canvas.within(Image.new("RGB", (4096, 1024)), _mask((4096, 1024), (0, 0, 99, 99)), 96)
     assert place.kept is not None
     assert place.kept[0].size == place.kept[1].size == (2048, 512)
+
+
+def test_white_strokes_on_nothing_are_a_mask_and_other_transparent_parts_are_refused(tmp_path: Path) -> None:
+    strokes = Image.new("RGBA", (96, 64))
+    strokes.paste((255, 255, 255, 255), (10, 10, 30, 30))
+    strokes.save(tmp_path / "strokes.png")
+    white = np.asarray(canvas.read_mask(tmp_path / "strokes.png").convert("L")) > 0
+    assert white.sum() == 400
+    strokes.paste((0, 0, 0, 255), (40, 10, 60, 30))
+    strokes.save(tmp_path / "either.png")
+    with pytest.raises(ValueError, match="transparent parts, which may mean either"):
+        canvas.read_mask(tmp_path / "either.png")
+    opaque = _mask((96, 64), (10, 10, 29, 29)).convert("RGBA")
+    opaque.save(tmp_path / "opaque.png")
+    assert (np.asarray(canvas.read_mask(tmp_path / "opaque.png").convert("L")) > 0).sum() == 400

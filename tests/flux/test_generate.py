@@ -1,8 +1,10 @@
 """Drawing with LoRAs, against diffusers' own pipelines; where LoRAs come from; and the second Cog model."""
 
 import http.server
+import re
 import tarfile
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -132,6 +134,29 @@ def test_a_drawing_from_a_picture_is_that_of_diffusers_pipeline(pipeline: FluxPi
     assert (ours != _draw(pipeline, text)).any()
 
 
+def test_every_step_is_told_of_also_where_some_are_left_out(pipeline: FluxPipeline, texts: dict[str, Text]) -> None:
+    told: list[tuple[int, int]] = []
+    generate.draw(pipeline, texts["a TOK"], SIZE, 3, steps=3, told=lambda step, steps: told.append((step, steps)))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    told.clear()
+    start = Image.new("RGB", SIZE)
+    tell = lambda step, steps: told.append((step, steps))  # noqa: E731
+    generate.draw(pipeline, texts["a TOK"], SIZE, 3, steps=4, start=start, strength=0.5, told=tell)
+    assert told == [(1, 2), (2, 2)]
+
+
+def test_progress_is_a_line_that_replicates_clients_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the pattern of replicate-javascript's `parseProgressFromLogs`."""
+    lines: list[str] = []
+    generate.progress(lines.append, 0, 4)(1, 28)
+    assert lines == [], "not before some seconds have passed"
+    monkeypatch.setattr(generate, "SECONDS_BETWEEN_LINES", 0.0)
+    generate.progress(lines.append, 1, 4)(14, 28)
+    found = re.search(r"^\s*(\d+)%\s*\|.+?\|\s*(\d+)\/(\d+)", lines[0])
+    assert found is not None
+    assert found.groups() == ("37", "42", "112")
+
+
 def test_any_strength_above_none_draws_a_step(pipeline: FluxPipeline, texts: dict[str, Text]) -> None:
     start = Image.new("RGB", SIZE)
     with pytest.raises(ValueError, match=r"prompt_strength: at 0 nothing is left to draw; give more than 0"):
@@ -200,8 +225,14 @@ def test_several_loras_add_up_each_at_its_scale(
 ) -> None:
     """Against the base with s1 B1 A1 + s2 B2 A2 + s3 B3 A3 added to its weights by hand."""
     files = {make_lora(f"{seed}", seed): scale for seed, scale in ((1, 0.7), (2, -0.4), (3, 1.5))}
-    generate.put_on(pipeline, [Lora(name="a", file=file, scale=scale) for file, scale in files.items()], _quiet)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        generate.put_on(pipeline, [Lora(name="a", file=file, scale=scale) for file, scale in files.items()], _quiet)
     ours = _draw(pipeline, texts["a TOK"]).astype(int)
+    generate.rescale(pipeline, [1.0, 1.0, 1.0])
+    assert np.abs(ours - _draw(pipeline, texts["a TOK"])).max() > 1
+    generate.rescale(pipeline, list(files.values()))
+    assert (_draw(pipeline, texts["a TOK"]) == ours).all()
     generate.put_on(pipeline, [], _quiet)
     modules = dict(pipeline.transformer.named_modules())
     with torch.no_grad():

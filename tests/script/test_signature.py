@@ -12,7 +12,7 @@ from tests.openapi import document
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAD = "from typing import Optional\nfrom cog import BaseModel, Input, Path, Secret\nfrom somewhere import ELSEWHERE\n"
-FUNCTIONS = [("train.py", "train"), ("predict.py", "Predictor")]
+FUNCTIONS = [("train.py", "train"), ("predict.py", "Predictor"), ("generate.py", "Predictor")]
 
 
 def read(tmp_path: Path, inputs: str, head: str = HEAD, returns: str = " -> str"):
