@@ -31,8 +31,7 @@ from lora.training.watch import Audience, Remembering, Stages
 from tests import hub_server
 from tests.test_request import a_request
 
-FAST = {"training_steps": 3, "preservation": "off"}
-ONE_PREVIEW = {"preview_prompts": "a [trigger]"}
+FAST = {"training_steps": 3, "preservation": "off", "preview_prompts": "a [trigger]"}
 
 
 @pytest.fixture
@@ -203,7 +202,7 @@ def test_the_lowest_loss_counts_at_the_end_too(
 
 
 def test_the_same_request_gives_the_same_tar_byte_for_byte(archive: Path, work: Path, tmp_path: Path) -> None:
-    changes = ONE_PREVIEW | {"preservation": "1", "batch_size": 2, "resolution": "64"}
+    changes = {"preservation": "1", "batch_size": 2, "resolution": "64"}
     once = _run(archive, tmp_path / "a", **changes).read_bytes()
     assert once == _run(archive, tmp_path / "b", **changes).read_bytes()
     assert once != _run(archive, tmp_path / "c", **changes, seed=2).read_bytes()
@@ -219,9 +218,9 @@ def test_seed_zero_is_zero_and_a_seed_left_empty_is_recorded(archive: Path, work
             assert record is not None
             return json.load(record)["decided"]["seed"]
 
-    assert seed_of(_run(archive, tmp_path / "a", **ONE_PREVIEW, seed=0)) == 0
-    chosen = _run(archive, tmp_path / "b", **ONE_PREVIEW, seed=None)
-    again = _run(archive, tmp_path / "c", **ONE_PREVIEW, seed=seed_of(chosen))
+    assert seed_of(_run(archive, tmp_path / "a", seed=0)) == 0
+    chosen = _run(archive, tmp_path / "b", seed=None)
+    again = _run(archive, tmp_path / "c", seed=seed_of(chosen))
     with tarfile.open(chosen) as one, tarfile.open(again) as other:
         weights = [opened.extractfile(job.WEIGHTS_MEMBER) for opened in (one, other)]
         assert weights[0] is not None
@@ -233,7 +232,7 @@ def _resident(archive: Path, output: Path, runs: int) -> list[int]:
     """Bytes of memory that this process holds after each of so many trainings."""
     held = []
     for _ in range(runs):
-        _run(archive, output, resolution="64", preview_prompts="a [trigger]")
+        _run(archive, output, resolution="64")
         held.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
     return held
 
@@ -339,7 +338,7 @@ def test_a_gpus_plan_trains_whole_in_bf16(
     apart = prompts.apart
     monkeypatch.setattr(prompts, "apart", lambda *asked: apart(*asked)[:2])
     lines: list[str] = []
-    tar = _run(archive, tmp_path / "out", lines.append, **ONE_PREVIEW, preservation="1")
+    tar = _run(archive, tmp_path / "out", lines.append, preservation="1")
     assert any("plan: as on a GPU" in line for line in lines)
     with tarfile.open(tar) as opened:
         weights = opened.extractfile(job.WEIGHTS_MEMBER)
@@ -400,7 +399,7 @@ def test_where_steps_cannot_be_recorded_the_training_runs_them_as_they_are_and_s
 def _desk(archive: Path, work: Path, lines: list[str], **changes: Any) -> job.Desk:
     log = Remembering(lines.append)
     return job.Desk(
-        request=a_request(archive, **{**FAST, "resolution": "64", **ONE_PREVIEW, **changes}),
+        request=a_request(archive, **{**FAST, "resolution": "64", **changes}),
         secrets=NO_SECRETS,
         flux_base=None,
         captioner=None,
