@@ -8,7 +8,7 @@ import resource
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -73,6 +73,7 @@ def _run(
     output: Path,
     log: Callable[[str], None] = lambda line: None,
     flux_base: str | None = None,
+    settings: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> Path:
     return job.run(
@@ -82,6 +83,7 @@ def _run(
         captioner=None,
         log=log,
         metric=lambda name, value: None,
+        changes=settings,
     )
 
 
@@ -202,7 +204,8 @@ def test_the_lowest_loss_counts_at_the_end_too(
 
 
 def test_the_same_request_gives_the_same_tar_byte_for_byte(archive: Path, work: Path, tmp_path: Path) -> None:
-    changes = {"preservation": "1", "batch_size": 2, "resolution": "64"}
+    few = {"prior_prompts": 8}  # one batch of the base's own drawings, as many as it takes to be held to them
+    changes: dict[str, Any] = {"preservation": "1", "batch_size": 2, "resolution": "64", "settings": few}
     once = _run(archive, tmp_path / "a", **changes).read_bytes()
     assert once == _run(archive, tmp_path / "b", **changes).read_bytes()
     assert once != _run(archive, tmp_path / "c", **changes, seed=2).read_bytes()
@@ -301,7 +304,11 @@ def test_a_rate_that_breaks_the_training_is_told_where_it_was_to_be_stopped_earl
     ],
     ids=["subject", "style"],
 )
-def test_the_type_decides_the_recipe(lora_type: str, told: str, archive: Path, work: Path, tmp_path: Path) -> None:
+def test_the_type_decides_the_recipe(
+    lora_type: str, told: str, archive: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apart = prompts.apart
+    monkeypatch.setattr(prompts, "apart", lambda *asked: apart(*asked)[:2])
     lines: list[str] = []
     changes = {"lora_type": lora_type, "resolution": "64", "preservation": ""}
     with tarfile.open(_run(archive, tmp_path / "out", lines.append, **changes)) as opened:
