@@ -8,7 +8,7 @@ import resource
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -31,8 +31,7 @@ from lora.training.watch import Audience, Remembering, Stages
 from tests import hub_server
 from tests.test_request import a_request
 
-FAST = {"training_steps": 3, "preservation": "off"}
-ONE_PREVIEW = {"preview_prompts": "a [trigger]"}
+FAST = {"training_steps": 3, "preservation": "off", "preview_prompts": "a [trigger]"}
 
 
 @pytest.fixture
@@ -74,6 +73,7 @@ def _run(
     output: Path,
     log: Callable[[str], None] = lambda line: None,
     flux_base: str | None = None,
+    settings: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> Path:
     return job.run(
@@ -83,6 +83,7 @@ def _run(
         captioner=None,
         log=log,
         metric=lambda name, value: None,
+        changes=settings,
     )
 
 
@@ -230,7 +231,8 @@ def test_a_training_that_breaks_down_past_half_returns_its_last_sound_weights(
 
 
 def test_the_same_request_gives_the_same_tar_byte_for_byte(archive: Path, work: Path, tmp_path: Path) -> None:
-    changes = ONE_PREVIEW | {"preservation": "1", "batch_size": 2, "resolution": "64"}
+    few = {"prior_prompts": 8}  # one batch of the base's own drawings, as many as it takes to be held to them
+    changes: dict[str, Any] = {"preservation": "1", "batch_size": 2, "resolution": "64", "settings": few}
     once = _run(archive, tmp_path / "a", **changes).read_bytes()
     assert once == _run(archive, tmp_path / "b", **changes).read_bytes()
     assert once != _run(archive, tmp_path / "c", **changes, seed=2).read_bytes()
@@ -246,9 +248,9 @@ def test_seed_zero_is_zero_and_a_seed_left_empty_is_recorded(archive: Path, work
             assert record is not None
             return json.load(record)["decided"]["seed"]
 
-    assert seed_of(_run(archive, tmp_path / "a", **ONE_PREVIEW, seed=0)) == 0
-    chosen = _run(archive, tmp_path / "b", **ONE_PREVIEW, seed=None)
-    again = _run(archive, tmp_path / "c", **ONE_PREVIEW, seed=seed_of(chosen))
+    assert seed_of(_run(archive, tmp_path / "a", seed=0)) == 0
+    chosen = _run(archive, tmp_path / "b", seed=None)
+    again = _run(archive, tmp_path / "c", seed=seed_of(chosen))
     with tarfile.open(chosen) as one, tarfile.open(again) as other:
         weights = [opened.extractfile(job.WEIGHTS_MEMBER) for opened in (one, other)]
         assert weights[0] is not None
@@ -260,7 +262,7 @@ def _resident(archive: Path, output: Path, runs: int) -> list[int]:
     """Bytes of memory that this process holds after each of so many trainings."""
     held = []
     for _ in range(runs):
-        _run(archive, output, resolution="64", preview_prompts="a [trigger]")
+        _run(archive, output, resolution="64")
         held.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
     return held
 
@@ -321,7 +323,11 @@ def test_a_bad_request_is_refused_before_anything_is_loaded(tmp_path: Path, work
     ],
     ids=["subject", "style"],
 )
-def test_the_type_decides_the_recipe(lora_type: str, told: str, archive: Path, work: Path, tmp_path: Path) -> None:
+def test_the_type_decides_the_recipe(
+    lora_type: str, told: str, archive: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apart = prompts.apart
+    monkeypatch.setattr(prompts, "apart", lambda *asked: apart(*asked)[:2])
     lines: list[str] = []
     changes = {"lora_type": lora_type, "resolution": "64", "preservation": ""}
     with tarfile.open(_run(archive, tmp_path / "out", lines.append, **changes)) as opened:
@@ -358,7 +364,7 @@ def test_a_gpus_plan_trains_whole_in_bf16(
     apart = prompts.apart
     monkeypatch.setattr(prompts, "apart", lambda *asked: apart(*asked)[:2])
     lines: list[str] = []
-    tar = _run(archive, tmp_path / "out", lines.append, **ONE_PREVIEW, preservation="1")
+    tar = _run(archive, tmp_path / "out", lines.append, preservation="1")
     assert any("plan: as on a GPU" in line for line in lines)
     with tarfile.open(tar) as opened:
         weights = opened.extractfile(job.WEIGHTS_MEMBER)
@@ -419,7 +425,7 @@ def test_where_steps_cannot_be_recorded_the_training_runs_them_as_they_are_and_s
 def _desk(archive: Path, work: Path, lines: list[str], **changes: Any) -> job.Desk:
     log = Remembering(lines.append)
     return job.Desk(
-        request=a_request(archive, **{**FAST, "resolution": "64", **ONE_PREVIEW, **changes}),
+        request=a_request(archive, **{**FAST, "resolution": "64", **changes}),
         secrets=NO_SECRETS,
         flux_base=None,
         captioner=None,
