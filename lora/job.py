@@ -168,14 +168,14 @@ def gather(desk: Desk, changes: Mapping[str, Any]) -> Gathered:
             f"{WARNING}trigger_word: {request.trigger_word!r} is an ordinary word, so what is learned will show"
             " wherever a prompt has it; a word that means nothing, such as TOK, keeps the two apart"
         )
-    decided = decide.decide(request, len(found), flux, desk.gpu, changes, log)
+    decided = decide.decide(request, [(look.width, look.height) for look in looks], flux, desk.gpu, changes, log)
     start: Mapping[str, Pair] | None = None
     if request.resume_from:
         with desk.stage("fetching the earlier LoRA"):
             earlier, file_hash = resume.fetch(request, desk.secrets.hf_token, desk.work / "earlier")
             start = resume.start(earlier, request.lora_rank, decided.settings.seed, modules, skeleton, log)
             decided, modules = dataclasses.replace(decided, resume_from_sha256=file_hash), list(start)
-    for warning in survey.report(looks, decided.resolutions):
+    for warning in survey.report(looks, decided.resolutions, decided.merged):
         log(f"{WARNING}{warning}")
     return Gathered(
         found=found,
@@ -213,7 +213,7 @@ def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
     settings, spoken = decided.settings, captioned.spoken(gathered.found)
     with desk.stage("encoding pictures"):
         thumbnails: dict[str, bytes] = {}
-        pictures = _pictures(gathered.found, captioned.captions, decided.resolutions, thumbnails, log)
+        pictures = _pictures(gathered.found, captioned.captions, decided, thumbnails, log)
         examples = encode.encode_pictures(flux, decided.plan, pictures)
         held_out = _hold_out(request, gathered.found, settings.seed, log)
         unseen = [example for example in examples if validation.is_of(held_out, example)]
@@ -375,12 +375,13 @@ def _rules(request: TrainRequest, flux: Base) -> Rules:
 def _pictures(
     found: Sequence[Photo],
     captions: Mapping[str, Caption],
-    resolutions: Sequence[int],
+    decided: Decided,
     thumbnails: dict[str, bytes],
     log: Log,
 ) -> Iterator[tuple[str, str, Image.Image]]:
     """Every photo in each of its buckets: name, caption, picture. Leaves a thumbnail of each in `thumbnails`."""
-    for photo, fitted in zip(found, buckets.prepared([p.path for p in found], resolutions), strict=True):
+    prepared = buckets.prepared([photo.path for photo in found], decided.resolutions, merged=decided.merged)
+    for photo, fitted in zip(found, prepared, strict=True):
         log(f"{photo.name}: {', '.join(f'{picture.width}x{picture.height}' for picture in fitted)}")
         thumbnails[photo.name] = preview.thumbnail(fitted[-1])
         for picture in fitted:

@@ -2,13 +2,15 @@
 
 import dataclasses
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lora import presets
 from lora.flux import hardware
 from lora.flux.base import Base
 from lora.flux.hardware import Gpu, Plan
+from lora.pictures import buckets
+from lora.pictures.buckets import Merged
 from lora.request import FIRMNESS, MAX_PREVIEWS, TrainRequest, parse_preservation, parse_resolution
 from lora.training import recipe
 from lora.training.fit import Settings
@@ -26,6 +28,8 @@ class Decided:
     settings: Settings
     preview_every: int
     """Steps between previews, 0 where they are drawn at the end alone."""
+    merged: Merged = dataclasses.field(default_factory=dict)
+    """Buckets that are given up for others."""
     text_tokens: int | None = None
     """What every text is padded to; None before the texts are known."""
     held_out: str | None = None
@@ -53,9 +57,14 @@ class Decided:
 
 
 def decide(
-    request: TrainRequest, pictures: int, flux: Base, gpu: Gpu | None, changes: Mapping[str, Any], log: Log
+    request: TrainRequest,
+    pictures: Sequence[tuple[int, int]],
+    flux: Base,
+    gpu: Gpu | None,
+    changes: Mapping[str, Any],
+    log: Log,
 ) -> Decided:
-    """Decides what the request left empty for so many pictures, and tells each decision with its reason.
+    """Decides what the request left empty for pictures of these sizes, and tells each decision with its reason.
 
     `changes` are fields of `fit.Settings` other than those decided here: how the lab compares recipes. Raises
     ValueError where the GPU's memory is too small for any plan.
@@ -63,13 +72,26 @@ def decide(
     own = parse_resolution(request.resolution) if request.resolution else None
     resolutions, why_resolutions = presets.sides(request.priority, own, flux.resolutions)
     log(f"resolution: {', '.join(map(str, resolutions))}, {why_resolutions}")
-    plan = hardware.plan(gpu, flux.parameters, resolutions, batch_size=request.batch_size, rank=request.lora_rank)
+    merged = buckets.merge(pictures, resolutions)
+    sizes = {bucket for size in pictures for bucket in buckets.buckets_for(*size, resolutions, merged=merged)}
+    nearest = f", after merging {len(merged)} into the nearest" if merged else ""
+    over = f"; for {buckets.MOST_SIZES} some would lose over a quarter" if len(sizes) > buckets.MOST_SIZES else ""
+    log(f"sizes: {len(sizes)} of pictures{nearest}{over}")
+    settings, reasons = _settings(request, len(pictures), flux, log)
+    plan = hardware.plan(
+        gpu,
+        flux.parameters,
+        resolutions,
+        batch_size=request.batch_size,
+        rank=request.lora_rank,
+        recordings=len(sizes) + (len(resolutions) if settings.prior_ratio else 0),
+    )
     log(f"plan: {plan.reason}")
-    settings, reasons = _settings(request, pictures, flux, log)
     return Decided(
         base=flux.name,
         plan=plan,
         resolutions=resolutions,
+        merged=merged,
         settings=dataclasses.replace(settings, batch_size=plan.batch_size, **changes),
         preview_every=_preview_every(request.preview_every, settings.steps, log),
         reasons=reasons | {"base": flux.reason, "plan": plan.reason, "resolutions": why_resolutions},

@@ -91,6 +91,8 @@ class Passes:
         except RuntimeError as error:
             if hardware.is_out_of_memory(error):
                 raise
+            if hardware.is_capture_out_of_memory(error):
+                raise torch.OutOfMemoryError(f"out of memory while a pass was recorded: {error}") from error
             raise CannotRecord(f"{type(error).__name__}: {error}") from error
         torch._foreach_copy_(self.gradients, gradients)
         self._generator.set_state(before)
