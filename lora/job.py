@@ -122,7 +122,8 @@ def run(
             return pack_again(desk, output)
         gathered = gather(desk, changes or {})
         tracked = lent.enter_context(_tracking(desk, gathered.decided))
-        lent.enter_context(gathered.flux.read_ahead())
+        asked = _captioner(desk, gathered.found)
+        lent.enter_context(gathered.flux.read_ahead(caption.weights_at_hand(asked) if asked else ()))
         captioned = caption_all(desk, gathered)
         encoded = encode_all(desk, gathered, captioned)
         told = Audience(log=log, metric=metric, stage=desk.stage, tracked=tracked)
@@ -157,7 +158,7 @@ def gather(desk: Desk, changes: Mapping[str, Any]) -> Gathered:
         for warning in warnings:
             log(f"{WARNING}{warning}")
         log(f"{len(found)} pictures, {sum(photo.caption is not None for photo in found)} of them with a caption")
-    flux = _base(desk)
+    flux = _base(desk, found)
     log(f"base: {flux.name} ({flux.reason})")
     skeleton = flux.skeleton()
     modules = _modules(request, skeleton, log)
@@ -320,14 +321,26 @@ def pack_again(desk: Desk, output: Path) -> Path:
     return tar
 
 
-def _base(desk: Desk) -> Base:
-    """The base; a stage of its own where it may have to be downloaded, for that takes minutes."""
+def _base(desk: Desk, found: Sequence[Photo]) -> Base:
+    """The base; a stage of its own where it may have to be downloaded, for that takes minutes. The captioning model is
+    fetched beside it, where these pictures need one."""
     name, token = desk.flux_base, desk.secrets.hf_token
     if base.is_here(name, desk.gpu):
         return base.find(name, desk.gpu, token)
+    asked = _captioner(desk, found)
+    if asked and not caption.is_at_hand(asked):
+        wait.meanwhile(lambda: caption.download(asked))
     with desk.stage("fetching the base"):
         desk.log(f"{name or base.FLUX_DEV}, from the Hugging Face Hub: on first use all of its files are downloaded")
         return base.find(name, desk.gpu, token)
+
+
+def _captioner(desk: Desk, found: Sequence[Photo]) -> str | None:
+    """The captioning model, where it will be asked about these pictures."""
+    model, missing = desk.captioner or caption.MODEL, sum(photo.caption is None for photo in found)
+    device, captioning = "cuda" if desk.gpu else "cpu", desk.request.captioning
+    asking, _ = caption.whether_to_ask(model, device, captioning=captioning, missing=missing, of=len(found))
+    return model if asking else None
 
 
 def _modules(request: TrainRequest, skeleton: diffusers.FluxTransformer2DModel, log: Log) -> list[str]:

@@ -7,6 +7,7 @@ import re
 import resource
 import tarfile
 import tempfile
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -19,9 +20,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load
 
+from captioner import caption
 from lora import job
 from lora.flux import base, generate, hardware
-from lora.flux.hardware import Plan
+from lora.flux.hardware import Gpu, Plan
+from lora.pictures import photos
+from lora.pictures.archive import unpack
 from lora.request import NO_SECRETS
 from lora.result import preview
 from lora.result.preview import Preview
@@ -410,6 +414,25 @@ def _desk(archive: Path, work: Path, lines: list[str], **changes: Any) -> job.De
         metric=lambda name, value: None,
         stage=Stages(log),
     )
+
+
+@pytest.mark.parametrize(("captioning", "fetched"), [("automatic", True), ("disabled", False)])
+def test_the_captioning_model_is_fetched_beside_the_base_where_pictures_need_it(
+    captioning: str, fetched: bool, archive: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both take minutes; here the base is only there when the other has come, or was not asked for."""
+    desk = dataclasses.replace(
+        _desk(archive, work, [], captioning=captioning),
+        flux_base="club/base",
+        captioner="club/qwen",
+        gpu=Gpu(name="a GPU", memory=80 * hardware.GIB),
+    )
+    asked, come = list[str](), threading.Event()
+    monkeypatch.setattr(caption, "download", lambda name: (asked.append(name), come.set()))
+    monkeypatch.setattr(base, "find", lambda *_: come.wait(20 if fetched else 0) is fetched and base.TOY)
+    found, _ = photos.pair(work / "pictures", unpack(archive, work / "pictures"))
+    assert job._base(desk, found) is base.TOY
+    assert asked == (["club/qwen"] if fetched else [])
 
 
 def test_each_step_of_a_job_hands_the_next_what_it_needs(archive: Path, work: Path, tmp_path: Path) -> None:
