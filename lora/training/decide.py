@@ -78,6 +78,10 @@ def decide(
     over = f"; for {buckets.MOST_SIZES} some would lose over a quarter" if len(sizes) > buckets.MOST_SIZES else ""
     log(f"sizes: {len(sizes)} of pictures{nearest}{over}")
     settings, reasons = _settings(request, len(pictures), flux, log)
+    half, why_half = half_above(request.lora_type, resolutions)
+    if half:
+        log(f"the largest resolution trains half as often as the others: {why_half}")
+        settings = dataclasses.replace(settings, half_above=half)
     plan = hardware.plan(
         gpu,
         flux.parameters,
@@ -96,6 +100,19 @@ def decide(
         preview_every=_preview_every(request.preview_every, settings.steps, log),
         reasons=reasons | {"base": flux.reason, "plan": plan.reason, "resolutions": why_resolutions},
     )
+
+
+def half_above(lora_type: str, resolutions: Sequence[int]) -> tuple[int, str]:
+    """Image tokens above which an example trains half as often, and why; 0 where all train equally often.
+
+    The bound is the geometric mean of the two largest resolutions' areas, in tokens of 16 x 16 pixels.
+    """
+    sides = sorted(set(resolutions))
+    if len(sides) < 2:
+        return 0, "there is one resolution"
+    if lora_type != "subject":
+        return 0, "a style lost by it on the toy base, with one seed of two (docs/speed.md)"
+    return sides[-2] * sides[-1] // 256, "it takes most of the time, and a subject lost nothing on the toy base"
 
 
 def _preview_every(asked: int, steps: int, log: Log) -> int:
