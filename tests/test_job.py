@@ -29,7 +29,7 @@ from lora.pictures.archive import unpack
 from lora.request import NO_SECRETS
 from lora.result import preview
 from lora.result.preview import Preview
-from lora.training import fit, learn, prompts, recipe, validation
+from lora.training import fit, graphs, learn, prompts, recipe, validation
 from lora.training.tracker import Tracker
 from lora.training.watch import Audience, Remembering, Stages
 from tests import hub_server
@@ -372,6 +372,21 @@ def test_when_memory_runs_out_the_training_begins_once_more_with_a_safer_plan(
     assert _run(archive, tmp_path / "out", lines.append).is_file()
     assert tries == [False, True]
     assert [line for line in lines if "memory ran out" in line]
+
+    def recording_breaks_off(*arguments: Any) -> Iterator[fit.StepReport]:
+        tries.append(arguments[-1])
+        if len(tries) < 3:
+            raise graphs.NoRoomToRecord("operation failed due to a previous error during capture")
+        yield from real(*arguments[:-1])
+
+    tries.clear()
+    monkeypatch.setattr(fit, "fit", recording_breaks_off)
+    plan = hardware.plan
+    monkeypatch.setattr(
+        hardware, "plan", lambda *given, **named: dataclasses.replace(plan(*given, **named), recorded=True)
+    )
+    assert _run(archive, tmp_path / "recorded", lines.append).is_file()
+    assert tries == [True, True, False], "recomputing makes room; where that is not it, nothing is recorded"
 
     def always(*arguments: Any) -> Iterator[fit.StepReport]:
         raise torch.OutOfMemoryError("CUDA out of memory")

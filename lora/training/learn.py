@@ -75,6 +75,9 @@ def learn(material: Material, flux: Base, plan: Plan, settings: Settings, told: 
         except graphs.CannotRecord as error:
             again = dataclasses.replace(plan, recorded=False)
             why = f"the steps cannot be recorded on this GPU and are run as they are, which is slower ({error})"
+            safer = None if ran_out else hardware.safer(plan)
+            if isinstance(error, graphs.NoRoomToRecord) and safer:
+                ran_out, again, why = True, safer, f"the GPU's memory ran out in recording: {safer.reason}"
         except RuntimeError as error:
             if not hardware.is_out_of_memory(error):
                 raise
