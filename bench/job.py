@@ -158,7 +158,9 @@ def train(archive: Path, folder: Path, inputs: Sequence[str], environ: Mapping[s
     """Starts the trainer and waits for its tar. Raises subprocess.CalledProcessError where it fails."""
     own = Path(sys.prefix) == ROOT / ".venv"  # otherwise script/train would first make that folder
     command = [str(ROOT / "script" / "train")] if own else [sys.executable, "-m", "script.train"]
-    given = [f"input_images=@{archive}", "trigger_word=TOK", "captioning=disabled", "seed=1", *inputs]
+    given = [f"input_images=@{archive}", "trigger_word=TOK", "seed=1", *inputs]
+    if not any(pair.startswith("captioning=") for pair in inputs):
+        given.append("captioning=disabled")
     for pair in given:
         command += ["-i", pair]
     search_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))

@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--toy", action="store_true", help="on the CPU, with the toy base")
     parser.add_argument("--only", default="", help="cases and ways, separated by semicolons: '1024;ours;ostris'")
+    parser.add_argument("--text-tokens", type=int, default=T5_TOKENS, help="on a GPU: 256 hold usual captions")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--laps", type=int, default=5, help="of a turn; a lap is a step of each size")
     parser.add_argument("--json", type=Path, help="write the figures here; cases that stand there are not repeated")
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         cases = [Case(sides=(flux.native,), batch_size=size) for size in (1, 4)]
         ways, text_tokens = ways_on_a_cpu(), flux.t5_tokens
     else:
-        cases, text_tokens = list(CASES), T5_TOKENS
+        cases, text_tokens = list(CASES), arguments.text_tokens
         with torch.device("meta"):
             parameters = sum(p.numel() for p in FluxTransformer2DModel(**FLUX_DEV).parameters())
         ways = ways_on_a_gpu(gpu, parameters)

@@ -183,17 +183,22 @@ def whether_to_ask(model: str, device: str, *, captioning: str, missing: int, of
 
 def is_at_hand(model: str) -> bool:
     """Whether `model` is a folder, or a Hub id whose weights all lie in the local cache."""
+    return Path(model).is_dir() or bool(weights_at_hand(model))
+
+
+def weights_at_hand(model: str) -> list[Path]:
+    """The files of the weights of `model`, a folder or a Hub id, on this machine; empty where one is missing."""
     if Path(model).is_dir():
-        return True
+        return sorted(Path(model).glob("*.safetensors"))
     try:
-        files = ["config.json", "model.safetensors"]
+        names = ["model.safetensors"]
         index = try_to_load_from_cache(model, "model.safetensors.index.json")
         if isinstance(index, str):
-            shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
-            files = ["config.json", *sorted(set(shards))]
-        return all(isinstance(try_to_load_from_cache(model, file), str) for file in files)
+            names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+        found = [try_to_load_from_cache(model, name) for name in ("config.json", *names)]
     except HFValidationError:  # neither a folder nor a name that the Hub could know
-        return False
+        return []
+    return [Path(file) for file in found[1:] if file] if all(isinstance(file, str) for file in found) else []
 
 
 def caption_pictures(

@@ -105,7 +105,8 @@ def run(
             return repack.repack(desk, output)
         gathered = gather(desk, changes or {})
         tracked = lent.enter_context(_tracking(desk, gathered.decided))
-        lent.enter_context(gathered.flux.read_ahead())
+        asked = _captioner(desk, gathered.found)
+        lent.enter_context(gathered.flux.read_ahead(caption.weights_at_hand(asked) if asked else ()))
         captioned = caption_all(desk, gathered)
         encoded = encode_all(desk, gathered, captioned)
         told = Audience(log=log, metric=metric, stage=desk.stage, tracked=tracked)
@@ -142,7 +143,7 @@ def gather(desk: Desk, changes: Mapping[str, Any]) -> Gathered:
         for warning in warnings:
             log(f"{WARNING}{warning}")
         log(f"{len(found)} pictures, {sum(photo.caption is not None for photo in found)} of them with a caption")
-    flux = _base(desk)
+    flux = _base(desk, found)
     log(f"base: {flux.name} ({flux.reason})")
     skeleton = flux.skeleton()
     modules = _modules(request, skeleton, log)
@@ -153,14 +154,14 @@ def gather(desk: Desk, changes: Mapping[str, Any]) -> Gathered:
             f"{WARNING}trigger_word: {request.trigger_word!r} is an ordinary word, so what is learned will show"
             " wherever a prompt has it; a word that means nothing, such as TOK, keeps the two apart"
         )
-    decided = decide.decide(request, len(found), flux, desk.gpu, changes, log)
+    decided = decide.decide(request, [(look.width, look.height) for look in looks], flux, desk.gpu, changes, log)
     start: Mapping[str, Pair] | None = None
     if request.resume_from:
         with desk.stage("fetching the earlier LoRA"):
             earlier, file_hash = resume.fetch(request, desk.secrets.hf_token, desk.work / "earlier")
             start = resume.start(earlier, request.lora_rank, decided.settings.seed, modules, skeleton, log)
             decided, modules = dataclasses.replace(decided, resume_from_sha256=file_hash), list(start)
-    for warning in survey.report(looks, decided.resolutions):
+    for warning in survey.report(looks, decided.resolutions, decided.merged):
         log(f"{WARNING}{warning}")
     return Gathered(
         found=found,
@@ -198,7 +199,7 @@ def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
     settings, spoken = decided.settings, captioned.spoken(gathered.found)
     with desk.stage("encoding pictures"):
         thumbnails: dict[str, bytes] = {}
-        pictures = _pictures(gathered.found, captioned.captions, decided.resolutions, thumbnails, log)
+        pictures = _pictures(gathered.found, captioned.captions, decided, thumbnails, log)
         examples = encode.encode_pictures(flux, decided.plan, pictures)
         held_out = examine.hold_out([photo.name for photo in gathered.found], settings.seed)
         unseen = [example for example in examples if examine.is_of(held_out, example)]
@@ -302,14 +303,26 @@ def pack(
     return tar
 
 
-def _base(desk: Desk) -> Base:
-    """The base; a stage of its own where it may have to be downloaded, for that takes minutes."""
+def _base(desk: Desk, found: Sequence[Photo]) -> Base:
+    """The base; a stage of its own where it may have to be downloaded, for that takes minutes. The captioning model is
+    fetched beside it, where these pictures need one."""
     name, token = desk.flux_base, desk.secrets.hf_token
     if base.is_here(name, desk.gpu):
         return base.find(name, desk.gpu, token)
+    asked = _captioner(desk, found)
+    if asked and not caption.is_at_hand(asked):
+        wait.meanwhile(lambda: caption.download(asked))
     with desk.stage("fetching the base"):
         desk.log(f"{name or base.FLUX_DEV}, from the Hugging Face Hub: on first use all of its files are downloaded")
         return base.find(name, desk.gpu, token)
+
+
+def _captioner(desk: Desk, found: Sequence[Photo]) -> str | None:
+    """The captioning model, where it will be asked about these pictures."""
+    model, missing = desk.captioner or caption.MODEL, sum(photo.caption is None for photo in found)
+    device, captioning = "cuda" if desk.gpu else "cpu", desk.request.captioning
+    asking, _ = caption.whether_to_ask(model, device, captioning=captioning, missing=missing, of=len(found))
+    return model if asking else None
 
 
 def _modules(request: TrainRequest, skeleton: diffusers.FluxTransformer2DModel, log: Log) -> list[str]:
@@ -357,12 +370,13 @@ def _rules(request: TrainRequest, flux: Base) -> Rules:
 def _pictures(
     found: Sequence[Photo],
     captions: Mapping[str, Caption],
-    resolutions: Sequence[int],
+    decided: Decided,
     thumbnails: dict[str, bytes],
     log: Log,
 ) -> Iterator[tuple[str, str, Image.Image]]:
     """Every photo in each of its buckets: name, caption, picture. Leaves a thumbnail of each in `thumbnails`."""
-    for photo, fitted in zip(found, buckets.prepared([p.path for p in found], resolutions), strict=True):
+    prepared = buckets.prepared([photo.path for photo in found], decided.resolutions, merged=decided.merged)
+    for photo, fitted in zip(found, prepared, strict=True):
         log(f"{photo.name}: {', '.join(f'{picture.width}x{picture.height}' for picture in fitted)}")
         thumbnails[photo.name] = preview.thumbnail(fitted[-1])
         for picture in fitted:

@@ -1,6 +1,7 @@
 """Waiting for other machines in such a way that a cancel comes through, and what they refuse."""
 
 import concurrent.futures
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -29,6 +30,17 @@ def interruptibly(act: Callable[[], Result]) -> Result:
     while not concurrent.futures.wait([future], TURN).done:
         pass
     return future.result()
+
+
+def meanwhile(act: Callable[[], object]) -> None:
+    """Has `act` done in a thread of its own that nobody waits for. Where it fails nothing is said: whoever needs what
+    it brings does it again, and is told."""
+
+    def work() -> None:
+        with contextlib.suppress(Exception):
+            act()
+
+    threading.Thread(target=work, name="meanwhile", daemon=True).start()
 
 
 def refused(error: BaseException | None) -> bool:

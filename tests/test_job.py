@@ -7,6 +7,7 @@ import re
 import resource
 import tarfile
 import tempfile
+import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -19,12 +20,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load
 
+from captioner import caption
 from lora import job
 from lora.flux import base, generate, hardware
-from lora.flux.hardware import Plan
+from lora.flux.hardware import Gpu, Plan
+from lora.pictures import photos
+from lora.pictures.archive import unpack
 from lora.request import NO_SECRETS
 from lora.result import preview, verdict
-from lora.training import fit, learn, prompts, recipe
+from lora.training import fit, graphs, learn, prompts, recipe
 from lora.training.examine import Examination, Glance
 from lora.training.tracker import Tracker
 from lora.training.watch import Audience, Remembering, Stages
@@ -352,7 +356,7 @@ def test_pictures_are_refused_before_the_base_is_fetched(tmp_path: Path, work: P
     assert list(work.iterdir()) == []
 
 
-@pytest.mark.parametrize(("quantised", "checkpointing"), hardware.WAYS)
+@pytest.mark.parametrize(("quantised", "checkpointing"), [(False, False), (False, True), (True, True)])
 def test_a_gpus_plan_trains_whole_in_bf16(
     quantised: bool, checkpointing: bool, archive: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -393,6 +397,21 @@ def test_when_memory_runs_out_the_training_begins_once_more_with_a_safer_plan(
     assert _run(archive, tmp_path / "out", lines.append).is_file()
     assert tries == [False, True]
     assert [line for line in lines if "memory ran out" in line]
+
+    def recording_breaks_off(*arguments: Any) -> Iterator[fit.StepReport]:
+        tries.append(arguments[-1])
+        if len(tries) < 3:
+            raise graphs.NoRoomToRecord("operation failed due to a previous error during capture")
+        yield from real(*arguments[:-1])
+
+    tries.clear()
+    monkeypatch.setattr(fit, "fit", recording_breaks_off)
+    plan = hardware.plan
+    monkeypatch.setattr(
+        hardware, "plan", lambda *given, **named: dataclasses.replace(plan(*given, **named), recorded=True)
+    )
+    assert _run(archive, tmp_path / "recorded", lines.append).is_file()
+    assert tries == [True, True, False], "recomputing makes room; where that is not it, nothing is recorded"
 
     def always(*arguments: Any) -> Iterator[fit.StepReport]:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -437,6 +456,25 @@ def _desk(archive: Path, work: Path, lines: list[str], **changes: Any) -> job.De
     )
 
 
+@pytest.mark.parametrize(("captioning", "fetched"), [("automatic", True), ("disabled", False)])
+def test_the_captioning_model_is_fetched_beside_the_base_where_pictures_need_it(
+    captioning: str, fetched: bool, archive: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both take minutes; here the base is only there when the other has come, or was not asked for."""
+    desk = dataclasses.replace(
+        _desk(archive, work, [], captioning=captioning),
+        flux_base="club/base",
+        captioner="club/qwen",
+        gpu=Gpu(name="a GPU", memory=80 * hardware.GIB),
+    )
+    asked, come = list[str](), threading.Event()
+    monkeypatch.setattr(caption, "download", lambda name: (asked.append(name), come.set()))
+    monkeypatch.setattr(base, "find", lambda *_: come.wait(20 if fetched else 0) is fetched and base.TOY)
+    found, _ = photos.pair(work / "pictures", unpack(archive, work / "pictures"))
+    assert job._base(desk, found) is base.TOY
+    assert asked == (["club/qwen"] if fetched else [])
+
+
 def test_each_step_of_a_job_hands_the_next_what_it_needs(archive: Path, work: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     desk = _desk(archive, work, lines, preservation="")
@@ -456,6 +494,7 @@ def test_each_step_of_a_job_hands_the_next_what_it_needs(archive: Path, work: Pa
     assert {"", "a TOK", "TOK, a green wall", *encoded.material.apart} <= set(encoded.material.texts)
     assert set(encoded.thumbnails) == set(captioned.captions)
     assert encoded.decided.text_tokens == gathered.flux.t5_tokens
+    assert "sizes: 2 of pictures" in lines
     assert f"text: {gathered.flux.t5_tokens} tokens, {encoded.decided.reasons['text_tokens']}" in lines
     told = Audience(log=desk.log, metric=desk.metric, stage=desk.stage, tracked=Tracker(None, desk.log))
     learned = learn.learn(encoded.material, gathered.flux, gathered.decided.plan, gathered.decided.settings, told)

@@ -10,7 +10,7 @@ import gc
 import json
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -72,10 +72,12 @@ class Base:
         return (lambda text: len(clip(text).input_ids)), (lambda text: len(t5(text).input_ids))
 
     @contextlib.contextmanager
-    def read_ahead(self) -> Iterator[None]:
+    def read_ahead(self, first: Sequence[Path] = ()) -> Iterator[None]:
         """Meanwhile the largest files go through a thread of their own, in the order in which they will be needed, so
-        that the system has them in memory by then: FLUX.1-dev's are 33 GB, which a disk takes up to minutes for."""
-        files = [file for component in ("text_encoder_2", "transformer") for file in _weights(self.folder / component)]
+        that the system has them in memory by then: FLUX.1-dev's are 33 GB, which a disk takes up to minutes for.
+        `first` are others that are needed before them."""
+        own = [file for component in ("text_encoder_2", "transformer") for file in _weights(self.folder / component)]
+        files = [*first, *own]
         enough = threading.Event()
 
         def read() -> None:

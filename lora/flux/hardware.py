@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+from collections.abc import Iterator
 
 import torch
 
@@ -18,8 +19,12 @@ COUNTED_TOKENS = 4608
 ADAPTER = 20 * 65_372_160 / 16 / FLUX_DEV
 """Bytes for each parameter of the base and each rank: a float32 weight, its gradient and Adam's two means, and once
 more a weight and its gradient in bf16; there are 65 million at rank 16."""
-RESERVE = 3 * GIB
+RESERVE = 1.5 * GIB
 """For CUDA itself, a batch's latents and text embeddings, and room that no tensor fits."""
+RECORDING = 0.4 * GIB
+"""What the driver keeps of a recorded pass of FLUX.1-dev, some 8,400 kernels, beside its tensors: at the most. A job on
+an H100 with seven recordings had 53,301 MiB of the GPU in use, 2.8 GiB more than its tensors and CUDA itself; an older
+driver was seen to keep 64 KB a kernel, half a GiB (forums.developer.nvidia.com/t/244901)."""
 NVIDIA = ("/dev/nvidiactl", "/usr/lib/wsl/lib/nvidia-smi")
 """One of them is there where a machine has an NVIDIA GPU and its driver; the second in Windows' Linux."""
 
@@ -69,19 +74,23 @@ def idle_gpu() -> str | None:
     )
 
 
-def plan(gpu: Gpu | None, weights: int, resolutions: tuple[int, ...], *, batch_size: int, rank: int) -> Plan:
+def plan(
+    gpu: Gpu | None, weights: int, resolutions: tuple[int, ...], *, batch_size: int, rank: int, recordings: int = 4
+) -> Plan:
     """How to train on this GPU, from its memory: the first that fits of the ways below, the fastest first.
 
-    `weights` counts the transformer's parameters. Raises ValueError where not even the last of them fits.
+    `weights` counts the transformer's parameters, `recordings` the passes of a size of their own. Raises ValueError
+    where not even the last of the ways fits.
     """
     if gpu is None:
         reason = "no GPU: on the CPU in float32, which only a toy base makes sense for"
         return Plan(device="cpu", dtype=torch.float32, checkpointing=False, reason=reason, batch_size=batch_size)
     tokens = (max(resolutions) / 16) ** 2 + 512
     have = f"{gpu.name} has {gpu.memory / GIB:.0f} GiB"
-    for fitting, (quantised, checkpointing) in itertools.product(_halvings(batch_size), WAYS):
+    for fitting, (quantised, checkpointing, recorded) in itertools.product(_halvings(batch_size), WAYS):
         activations = (RECOMPUTED if checkpointing else KEPT) * tokens / COUNTED_TOKENS * fitting
-        needed = RESERVE + weights * ((BYTES_IN_FLOAT8 if quantised else 2) + ADAPTER * rank + activations / FLUX_DEV)
+        kept = activations + RECORDING * recordings * recorded
+        needed = RESERVE + weights * ((BYTES_IN_FLOAT8 if quantised else 2) + ADAPTER * rank + kept / FLUX_DEV)
         if needed <= gpu.memory:
             break
     else:
@@ -94,6 +103,10 @@ def plan(gpu: Gpu | None, weights: int, resolutions: tuple[int, ...], *, batch_s
         f"{have}, {needed / GIB:.0f} are needed with the base in {'float8' if quantised else 'bf16'}"
         f" and {'each block recomputed in the backward pass' if checkpointing else 'all activations kept'}",
     ]
+    if recorded:
+        reasons.append(f"{RECORDING * recordings * weights / FLUX_DEV / GIB:.1f} of them to record {recordings} passes")
+    else:
+        reasons.append(f"without recording its {recordings} passes, for which there is no room")
     if fitting < batch_size:
         reasons.append(f"batch_size {fitting}, since {batch_size} would not fit")
     return Plan(
@@ -102,23 +115,44 @@ def plan(gpu: Gpu | None, weights: int, resolutions: tuple[int, ...], *, batch_s
         checkpointing=checkpointing,
         reason="; ".join(reasons),
         quantised=quantised,
-        recorded=True,
+        recorded=recorded,
         batch_size=fitting,
     )
 
 
-WAYS = ((False, False), (False, True), (True, True))
-"""(quantised, checkpointing), the fastest first: float8 saves no time, and costs some of the base's precision."""
+WAYS = ((False, False, True), (False, True, True), (True, True, True), (True, True, False))
+"""(quantised, checkpointing, recorded), the fastest first: float8 saves no time, and costs some of the base's
+precision. Not to record costs little on a GPU of little room: its kernels take longer than launching them."""
 
 
 def _halvings(batch_size: int) -> list[int]:
     return [batch_size >> times for times in range(batch_size.bit_length())]
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether it says that the GPU's memory ran out: torch's allocator has a class for it, CUDA's libraries words."""
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether it says, or what it came of, that the GPU's memory ran out: torch's allocator has a class for it, CUDA's
+    libraries words."""
     words = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+    return any(isinstance(e, torch.OutOfMemoryError) or any(word in str(e) for word in words) for e in _chain(error))
+
+
+def is_capture_out_of_memory(error: BaseException) -> bool:
+    """Whether a recording broke off because the memory ran out.
+
+    torch then gives cached memory back to make room, which CUDA forbids meanwhile: the recording becomes invalid, and
+    of the memory nothing is said (pytorch/pytorch#187795). What may not be recorded breaks one off too, but it is named
+    in the chain of errors.
+    """
+    told = " ".join(str(e) for e in _chain(error))
+    forbidden = ("not permitted", "StreamCaptureUnsupported", "StreamCaptureIsolation", "StreamCaptureImplicit")
+    invalid = "StreamCaptureInvalidated" in told or "due to a previous error during capture" in told
+    return is_out_of_memory(error) or (invalid and not any(word in told for word in forbidden))
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def safer(plan: Plan) -> Plan | None:

@@ -23,7 +23,7 @@ ALIKE_COLOURS = 14.0
 """Two pictures look alike where at most ALIKE_BITS of their 256 bits differ and their small copies differ by less than
 ALIKE_COLOURS levels of 255. Copies of a photograph, compressed, scaled or a tenth brighter, measured up to 6 bits and
 13.5 levels; different pictures of one thing, from 12 bits and 19 levels."""
-CROPPED = 0.25
+CROPPED = 0.1
 """The share that cropping may take without a warning."""
 ENLARGED = 2.0
 
@@ -71,7 +71,7 @@ def look_at(pictures: Mapping[str, Path], threads: int | None = None) -> list[Lo
     return [found for found in looks if isinstance(found, Look)]
 
 
-def report(looks: Sequence[Look], resolutions: Sequence[int], step: int = 16) -> list[str]:
+def report(looks: Sequence[Look], resolutions: Sequence[int], merged: buckets.Merged | None = None) -> list[str]:
     """What a user should know of the pictures, a line for each kind of trouble; empty where there is none."""
     lines = []
     if len(looks) < FEW:
@@ -82,9 +82,9 @@ def report(looks: Sequence[Look], resolutions: Sequence[int], step: int = 16) ->
         )
     small, tiny, cropped = [], [], []
     for look in looks:
-        bucket = buckets.choose_bucket(look.width, look.height, min(resolutions), step)
-        scale = buckets.cover(look.width, look.height, bucket)
-        kept = bucket[0] * bucket[1] / (look.width * look.height * scale**2)
+        sizes = buckets.buckets_for(look.width, look.height, resolutions, merged=merged)
+        scale = buckets.cover(look.width, look.height, sizes[0])
+        kept = min(buckets.kept(look.width, look.height, bucket) for bucket in sizes)
         told = f"{look.name!r} ({look.width} x {look.height}"
         if scale > ENLARGED:
             tiny.append(f"{told}, {scale:.1f} times)")
@@ -97,7 +97,7 @@ def report(looks: Sequence[Look], resolutions: Sequence[int], step: int = 16) ->
     if tiny:
         lines.append(f"enlarged by more than {ENLARGED:g}, so they teach softness, use larger ones: {_some(tiny)}")
     if cropped:
-        lines.append(f"too long for a bucket, so only the middle is used: {_some(cropped)}")
+        lines.append(f"of other shapes than the sizes that are trained, so only the middle is used: {_some(cropped)}")
     blurred = [repr(look.name) for look in looks if look.steepness is not None and look.steepness < BLURRED]
     if blurred:
         lines.append(f"blurred: {_some(blurred)}")

@@ -2,13 +2,15 @@
 
 import dataclasses
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lora import presets
 from lora.flux import hardware
 from lora.flux.base import Base
 from lora.flux.hardware import Gpu, Plan
+from lora.pictures import buckets
+from lora.pictures.buckets import Merged
 from lora.request import FIRMNESS, MAX_PREVIEWS, TrainRequest, parse_preservation, parse_resolution
 from lora.training import recipe
 from lora.training.fit import Settings
@@ -26,6 +28,8 @@ class Decided:
     settings: Settings
     preview_every: int
     """Steps between previews, 0 where they are drawn at the end alone."""
+    merged: Merged = dataclasses.field(default_factory=dict)
+    """Buckets that are given up for others."""
     text_tokens: int | None = None
     """What every text is padded to; None before the texts are known."""
     held_out: tuple[str, ...] = ()
@@ -53,9 +57,14 @@ class Decided:
 
 
 def decide(
-    request: TrainRequest, pictures: int, flux: Base, gpu: Gpu | None, changes: Mapping[str, Any], log: Log
+    request: TrainRequest,
+    pictures: Sequence[tuple[int, int]],
+    flux: Base,
+    gpu: Gpu | None,
+    changes: Mapping[str, Any],
+    log: Log,
 ) -> Decided:
-    """Decides what the request left empty for so many pictures, and tells each decision with its reason.
+    """Decides what the request left empty for pictures of these sizes, and tells each decision with its reason.
 
     `changes` are fields of `fit.Settings` other than those decided here: how the lab compares recipes. Raises
     ValueError where the GPU's memory is too small for any plan.
@@ -63,17 +72,47 @@ def decide(
     own = parse_resolution(request.resolution) if request.resolution else None
     resolutions, why_resolutions = presets.sides(request.priority, own, flux.resolutions)
     log(f"resolution: {', '.join(map(str, resolutions))}, {why_resolutions}")
-    plan = hardware.plan(gpu, flux.parameters, resolutions, batch_size=request.batch_size, rank=request.lora_rank)
+    merged = buckets.merge(pictures, resolutions)
+    sizes = {bucket for size in pictures for bucket in buckets.buckets_for(*size, resolutions, merged=merged)}
+    nearest = f", after merging {len(merged)} into the nearest" if merged else ""
+    over = f"; for {buckets.MOST_SIZES} some would lose over a quarter" if len(sizes) > buckets.MOST_SIZES else ""
+    log(f"sizes: {len(sizes)} of pictures{nearest}{over}")
+    settings, reasons = _settings(request, len(pictures), flux, log)
+    half, why_half = half_above(request.lora_type, resolutions)
+    if half:
+        log(f"the largest resolution trains half as often as the others: {why_half}")
+        settings = dataclasses.replace(settings, half_above=half)
+    plan = hardware.plan(
+        gpu,
+        flux.parameters,
+        resolutions,
+        batch_size=request.batch_size,
+        rank=request.lora_rank,
+        recordings=len(sizes) + (len(resolutions) if settings.prior_ratio else 0),
+    )
     log(f"plan: {plan.reason}")
-    settings, reasons = _settings(request, pictures, flux, log)
     return Decided(
         base=flux.name,
         plan=plan,
         resolutions=resolutions,
+        merged=merged,
         settings=dataclasses.replace(settings, batch_size=plan.batch_size, **changes),
         preview_every=_preview_every(request.preview_every, settings.steps, log),
         reasons=reasons | {"base": flux.reason, "plan": plan.reason, "resolutions": why_resolutions},
     )
+
+
+def half_above(lora_type: str, resolutions: Sequence[int]) -> tuple[int, str]:
+    """Image tokens above which an example trains half as often, and why; 0 where all train equally often.
+
+    The bound is the geometric mean of the two largest resolutions' areas, in tokens of 16 x 16 pixels.
+    """
+    sides = sorted(set(resolutions))
+    if len(sides) < 2:
+        return 0, "there is one resolution"
+    if lora_type != "subject":
+        return 0, "a style lost by it on the toy base, with one seed of two (docs/speed.md)"
+    return sides[-2] * sides[-1] // 256, "it takes most of the time, and a subject lost nothing on the toy base"
 
 
 def _preview_every(asked: int, steps: int, log: Log) -> int:

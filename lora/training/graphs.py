@@ -31,6 +31,10 @@ class CannotRecord(RuntimeError):
     """A pass cannot be recorded here, for another reason than memory; it can be run all the same."""
 
 
+class NoRoomToRecord(CannotRecord):
+    """A recording broke off, most likely because the memory ran out (`hardware.is_capture_out_of_memory`)."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Recording:
     graph: torch.cuda.CUDAGraph
@@ -91,7 +95,8 @@ class Passes:
         except RuntimeError as error:
             if hardware.is_out_of_memory(error):
                 raise
-            raise CannotRecord(f"{type(error).__name__}: {error}") from error
+            kind = NoRoomToRecord if hardware.is_capture_out_of_memory(error) else CannotRecord
+            raise kind(f"{type(error).__name__}: {error}") from error
         torch._foreach_copy_(self.gradients, gradients)
         self._generator.set_state(before)
 

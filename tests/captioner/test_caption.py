@@ -30,6 +30,7 @@ from captioner.caption import (
     fit_to_model,
     is_at_hand,
     load,
+    weights_at_hand,
     whether_to_ask,
 )
 from captioner.text import Rules
@@ -272,8 +273,12 @@ def test_a_model_is_at_hand_when_every_file_of_it_is(cached: Path, tmp_path: Pat
     for name in ("config.json", "model-1.safetensors"):
         (cached / name).touch()
         assert not is_at_hand(MODEL)
+        assert weights_at_hand(MODEL) == []
     (cached / "model-2.safetensors").touch()
     assert is_at_hand(MODEL)
+    assert weights_at_hand(MODEL) == [cached / "model-1.safetensors", cached / "model-2.safetensors"]
+    (tmp_path / "own.safetensors").touch()
+    assert weights_at_hand(str(tmp_path)) == [tmp_path / "own.safetensors"]
     assert is_at_hand(str(tmp_path))
     assert not is_at_hand("Qwen/Qwen3-VL-2B-Instruct")
     assert not is_at_hand("/no/such/folder")

@@ -56,7 +56,7 @@ def test_the_plan_is_the_fastest_that_fits_the_memory(
 
 
 def test_a_gpu_that_cannot_hold_the_weights_is_refused_with_the_figures() -> None:
-    with pytest.raises(ValueError, match=r"NVIDIA X has 16 GiB.* needs 2\d GiB .*24 GB or more"):
+    with pytest.raises(ValueError, match=r"NVIDIA X has 16 GiB.* needs 19 GiB .*24 GB or more"):
         _plan(16)
 
 
@@ -92,6 +92,39 @@ def test_when_the_memory_runs_out_it_tries_one_thing_after_the_other_and_gives_u
         (True, 1, True, True),
         (True, 1, True, False),
     ]
+
+
+def test_what_recordings_keep_is_in_the_plan_and_where_there_is_no_room_the_passes_are_run() -> None:
+    """A 4090 has room for those of phone photographs, and not for any nine sizes and three of drawings."""
+    assert _plan(23.6, recordings=4).recorded
+    assert "1.6 of them to record 4 passes" in _plan(23.6, recordings=4).reason
+    plan = _plan(23.6, recordings=12)
+    assert (plan.quantised, plan.checkpointing, plan.recorded, plan.batch_size) == (True, True, False, 1)
+    assert "without recording its 12 passes, for which there is no room" in plan.reason
+    assert _plan(79.1, recordings=12).recorded
+
+
+def _raised(*messages: str) -> RuntimeError:
+    """The last of these errors, raised while each before it was handled, as torch's recording does on its way out."""
+    try:
+        if len(messages) > 1:
+            try:
+                raise _raised(*messages[:-1])
+            finally:
+                raise RuntimeError(messages[-1])
+        raise RuntimeError(messages[0])
+    except RuntimeError as error:
+        return error
+
+
+def test_a_recording_that_ran_out_of_memory_is_told_from_one_of_what_cannot_be_recorded() -> None:
+    invalid = "CUDA error: operation failed due to a previous error during capture (cudaErrorStreamCaptureInvalidated)"
+    forbidden = "CUDA error: operation not permitted when stream is capturing (cudaErrorStreamCaptureUnsupported)"
+    assert hardware.is_capture_out_of_memory(_raised(invalid))
+    assert hardware.is_capture_out_of_memory(_raised("CUDA out of memory. Tried to allocate 2 GiB", invalid))
+    assert not hardware.is_capture_out_of_memory(_raised(forbidden, invalid))
+    assert not hardware.is_capture_out_of_memory(_raised("CUDA error: device-side assert triggered"))
+    assert hardware.is_out_of_memory(_raised("CUDA out of memory. Tried to allocate 2 GiB", invalid))
 
 
 def test_memory_that_ran_out_is_known_whoever_says_it() -> None:

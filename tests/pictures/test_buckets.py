@@ -1,5 +1,6 @@
 import io
 import itertools
+import random
 import struct
 import threading
 import zlib
@@ -255,6 +256,60 @@ def test_a_picture_trains_only_where_it_need_not_be_enlarged_and_once_in_any_cas
     assert buckets.buckets_for(1024, 1024, resolutions) == [(512, 512), (768, 768), (1024, 1024)]
     assert buckets.buckets_for(1023, 1024, resolutions) == [(512, 512), (768, 768)]
     assert buckets.buckets_for(100, 100, resolutions) == [(512, 512)]
+
+
+def test_from_768_on_the_steps_are_of_64_and_no_shape_loses_a_tenth():
+    for resolution, step in ((512, 16), (752, 16), (768, 64), (1024, 64), (2048, 64)):
+        for aspect in (1 + hundredth / 100 for hundredth in range(300)):
+            [bucket] = buckets.buckets_for(round(4000 * aspect), 4000, [resolution])
+            assert not any(side % step for side in bucket)
+            assert buckets.kept(round(4000 * aspect), 4000, bucket) > 0.9
+
+
+def cropped_freely(count: int) -> list[tuple[int, int]]:
+    rng = random.Random(1)
+    return [(rng.randint(1100, 3000), rng.randint(1100, 3000)) for _ in range(count)]
+
+
+PHONE = [(4032, 3024)] * 6 + [(3024, 4032)] * 3 + [(4032, 2268), (1080, 1920), (2000, 2000)]
+
+
+@pytest.mark.parametrize(
+    ("pictures", "resolutions", "before", "after"),
+    [
+        (PHONE, [512, 768, 1024], 15, 10),
+        (cropped_freely(20), [1024], 11, 9),
+        (cropped_freely(20), [512, 768, 1024], 37, 16),
+    ],
+)
+def test_the_nearest_sizes_are_merged_towards_nine_while_no_picture_loses_over_a_quarter(
+    pictures, resolutions, before, after
+):
+    merged = buckets.merge(pictures, resolutions)
+    own = {bucket for size in pictures for bucket in buckets.buckets_for(*size, resolutions)}
+    chosen = [buckets.buckets_for(*size, resolutions, merged=merged) for size in pictures]
+    assert (len(own), len({bucket for several in chosen for bucket in several})) == (before, after)
+    assert not set(merged) & set(merged.values()), "what is given up takes nothing"
+    for gone, stays in merged.items():
+        assert stays[0] * stays[1] == pytest.approx(gone[0] * gone[1], rel=0.1), "of one resolution"
+    for size, several in zip(pictures, chosen, strict=True):
+        assert all(buckets.cover(*size, bucket) <= 1 for bucket in several[1:])
+        assert all(buckets.kept(*size, bucket) > 0.74 for bucket in several)
+
+
+def test_few_sizes_stay_as_they_are_and_a_rare_one_gives_way_to_a_usual_one():
+    assert buckets.merge(PHONE, [512]) == buckets.merge(PHONE, [1024]) == {}
+    rare, usual = (buckets.choose_bucket(*size, 512) for size in ((4032, 2700), PHONE[0]))
+    assert buckets.merge([*PHONE[:9], (4032, 2700)], [512], most=2) == {rare: usual}
+    far = (4032, 2016)
+    assert buckets.merge([*PHONE[:9], far], [512], most=2) == {}, "it would lose a third"
+
+
+def test_pictures_are_prepared_in_the_sizes_that_are_left(tmp_path):
+    path = saved(photograph((140, 100)), tmp_path / "a.png")
+    [own] = buckets.buckets_for(140, 100, [64])
+    [[fitted]] = buckets.prepared([path], [64], merged={own: (64, 64)})
+    assert own != fitted.size == (64, 64)
 
 
 @pytest.mark.parametrize("size", [(900, 700), (700, 900), (513, 512), (3000, 80), (80, 3000), (40, 40)])

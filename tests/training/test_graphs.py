@@ -50,6 +50,12 @@ def test_an_error_of_a_recording_says_what_it_is() -> None:
     with pytest.raises(torch.OutOfMemoryError):
         passes.record([("any", fills, [[torch.ones(3)]])])
 
+    def breaks_off(x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    with pytest.raises(graphs.NoRoomToRecord, match="due to a previous error"):
+        passes.record([("any", breaks_off, [[torch.ones(3)]])])
+
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU's own: CUDA graphs")
 @pytest.mark.parametrize("checkpointing", [False, True])
