@@ -217,6 +217,8 @@ def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
         examples = encode.encode_pictures(flux, decided.plan, pictures)
         held_out = _hold_out(request, gathered.found, settings.seed, log)
         unseen = [example for example in examples if validation.is_of(held_out, example)]
+        often = photos.weights(gathered.found)
+        learned = [shown for shown in examples if shown not in unseen for _ in range(often[validation.photo_of(shown)])]
     with desk.stage("encoding prompts"):
         own = [text.fill_in(prompt, request.trigger_word) for prompt in parse_prompts(request.preview_prompts)]
         asked = preview.prompts(
@@ -241,7 +243,7 @@ def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
         modules=gathered.modules,
         rank=request.lora_rank,
         resolutions=decided.resolutions,
-        learned=[example for example in examples if example not in unseen],
+        learned=learned,
         unseen=unseen,
         texts=texts,
         asked=asked,

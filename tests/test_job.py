@@ -46,12 +46,14 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """Three pictures of one colour, one of them with a caption."""
+    """Three pictures, one of them with a caption."""
     path = tmp_path / "pictures.zip"
     with zipfile.ZipFile(path, "w") as out:
         for i, colour in enumerate(("red", "green", "blue")):
             data = BytesIO()
-            Image.new("RGB", (96 + 32 * i, 96), colour).save(data, "PNG")
+            picture = Image.new("RGB", (96 + 32 * i, 96), colour)
+            picture.paste("white", (8, 8, 24, 24))  # or it is blank, and refused
+            picture.save(data, "PNG")
             out.writestr(f"{i}.png", data.getvalue())
         out.writestr("1.txt", "a green wall")
     return path
@@ -64,7 +66,9 @@ def eight(tmp_path: Path) -> Path:
     with zipfile.ZipFile(path, "w") as out:
         for i in range(8):
             data = BytesIO()
-            Image.new("RGB", (96, 96), (30 * i, 0, 90)).save(data, "PNG")
+            picture = Image.new("RGB", (96, 96), (30 * i, 0, 90))
+            picture.paste("white", (8, 8, 24, 24))  # or it is blank, and refused
+            picture.save(data, "PNG")
             out.writestr(f"{i}.png", data.getvalue())
     return path
 
@@ -109,6 +113,20 @@ def test_the_tar_holds_the_weights_captions_and_the_record_and_nothing_is_left(
     assert "TOY BASE" in lines[2]
     assert any(line.startswith("100%|##########| 3/3") for line in lines)
     assert lines[-1].startswith("seconds: ")
+
+
+def test_pictures_of_a_folder_with_repeats_come_as_often_and_it_is_said(
+    archive: Path, work: Path, tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    with zipfile.ZipFile(archive) as given, zipfile.ZipFile(tmp_path / "kohya.zip", "w") as out:
+        for name, folder in (("0.png", "6_ANNA woman"), ("1.png", "2_ANNA woman in red"), ("2.png", "reg/1_woman")):
+            out.writestr(f"{folder}/{name}", given.read(name))
+    _run(tmp_path / "kohya.zip", tmp_path / "out", lines.append)
+    assert any("on 4 examples" in line for line in lines)
+    told = "\n".join(lines)
+    assert "trained in the ratio '2_ANNA woman in red' 1, '6_ANNA woman' 3" in told
+    assert "1 file of regularisation pictures left out" in told
 
 
 def test_the_attentions_gradients_come_in_one_layout(

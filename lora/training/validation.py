@@ -35,9 +35,14 @@ def hold_out(names: Sequence[str], seed: int) -> str | None:
     return random.Random(seed).choice(sorted(names))
 
 
+def photo_of(example: Example) -> str:
+    """The name of the photo that an example shows: `encode` names it "<photo> at <width>x<height>"."""
+    return example.name.rpartition(" at ")[0]
+
+
 def is_of(photo: str | None, example: Example) -> bool:
-    """Whether the example shows this photo, at whatever size: `encode` names it "<photo> at <width>x<height>"."""
-    return example.name.rpartition(" at ")[0] == photo
+    """Whether the example shows this photo, at whatever size."""
+    return photo_of(example) == photo
 
 
 def smallest(examples: Sequence[Example], most: int = 4) -> list[Example]:
