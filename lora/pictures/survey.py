@@ -27,11 +27,15 @@ ALIKE_PLACE = 45
 """And where no place of 32 x 32 differs by so many levels, once contrast and brightness are the same: a small thing
 elsewhere changes a mean little, and its places much. The copies measured up to 30 levels (42 where brightening cut off
 the whites), things of a tenth of the width in another place or shape from 52 levels."""
+ALIKE_SPECK = 30
+"""Nor one of 64 x 64 by so many levels more than its own surroundings in both pictures: at an edge copies differ too,
+and on a plain ground only something that is not in both. The copies measured up to 24 levels, a hundredth of the width
+in another place 60."""
 PLAIN_BITS = 16
-PLAIN_PLACE = 12
-"""A hash of fewer bits says nothing: most of the picture is plain. Two of those count as alike only if no place of
-64 x 64 differs by so many levels; compressed and scaled copies measured up to 6, something of a two-hundredth of the
-width in another place 15."""
+PLAIN_PLACE = 7
+"""A hash with fewer bits set, or fewer unset, says nothing: the ground is plain. Two such pictures count as alike only
+if no place of 64 x 64 differs by so many levels; compressed and scaled copies measured up to 6, letters of a twentieth
+of the width from 9."""
 CROPPED = 0.25
 """The share that cropping may take without a warning."""
 ENLARGED = 2.0
@@ -181,20 +185,34 @@ def _are_alike(a: Look, b: Look) -> bool:
     rms = ImageStat.Stat(ImageChops.difference(a.colours, b.colours)).rms
     if sum(rms) / len(rms) >= ALIKE_COLOURS:
         return False
-    if max(a.bits.bit_count(), b.bits.bit_count()) < PLAIN_BITS:
-        return _most_apart(a.places, b.places) < PLAIN_PLACE
-    return _most_apart(a.places.reduce(2), b.places.reduce(2)) < ALIKE_PLACE
+    fine, coarse = _apart(a.places, b.places), _apart(a.places.reduce(2), b.places.reduce(2))
+    near = ImageChops.darker(_range(a.places), _range(b.places))
+    plain = all(min(look.bits.bit_count(), _SMALL**2 - look.bits.bit_count()) < PLAIN_BITS for look in (a, b))
+    return (
+        _most(coarse) < ALIKE_PLACE
+        and _most(ImageChops.subtract(fine, near)) < ALIKE_SPECK
+        and (_most(fine) < PLAIN_PLACE or not plain)
+    )
 
 
-def _most_apart(a: Image.Image, b: Image.Image) -> int:
-    """Levels of 255 by which the two differ where they differ most, in any channel, when the first is given the mean
-    and (by a quarter at most) the contrast of the second."""
+def _apart(a: Image.Image, b: Image.Image) -> Image.Image:
+    """How far the two are apart in each place, when the first is given the mean and (by a quarter at most) the contrast
+    of the second, channel by channel."""
     of_a, of_b = ImageStat.Stat(a), ImageStat.Stat(b)
     table: list[int] = []
     for mean_a, mean_b, spread_a, spread_b in zip(of_a.mean, of_b.mean, of_a.stddev, of_b.stddev, strict=True):
         gain = min(1.25, max(0.8, spread_b / spread_a)) if spread_a else 1.0
         table += [round(min(255.0, max(0.0, mean_b + gain * (level - mean_a)))) for level in range(256)]
-    return max(high for _, high in ImageChops.difference(a.point(table), b).getextrema())  # type: ignore[misc]
+    return ImageChops.difference(a.point(table), b)
+
+
+def _range(image: Image.Image) -> Image.Image:
+    """Levels between the darkest and the lightest within a place of each."""
+    return ImageChops.subtract(image.filter(ImageFilter.MaxFilter(3)), image.filter(ImageFilter.MinFilter(3)))
+
+
+def _most(image: Image.Image) -> int:
+    return max(high for _, high in image.getextrema())  # type: ignore[misc]
 
 
 def _some(names: Sequence[str]) -> str:
