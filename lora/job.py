@@ -202,7 +202,9 @@ def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
         pictures = _pictures(gathered.found, captioned.captions, decided, thumbnails, log)
         examples = encode.encode_pictures(flux, decided.plan, pictures)
         held_out = examine.hold_out([photo.name for photo in gathered.found], settings.seed)
-        unseen = [example for example in examples if examine.is_of(held_out, example)]
+        often = photos.weights(gathered.found)
+        repeated = [example for example in examples for _ in range(often[examine.photo_of(example)])]
+        unseen = [example for example in repeated if examine.photo_of(example) in held_out]
         if held_out:
             until = f"{settings.late_from:.0%} of the steps"
             log(f"held out until {until} are over, to see how new pictures are explained: {', '.join(held_out)}")
@@ -234,7 +236,7 @@ def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
         modules=gathered.modules,
         rank=request.lora_rank,
         resolutions=decided.resolutions,
-        learned=[example for example in examples if example not in unseen],
+        learned=[example for example in repeated if example not in unseen],
         unseen=unseen,
         questions=questions,
         texts=texts,

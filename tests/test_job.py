@@ -49,12 +49,14 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """Three pictures of one colour, one of them with a caption."""
+    """Three pictures, one of them with a caption."""
     path = tmp_path / "pictures.zip"
     with zipfile.ZipFile(path, "w") as out:
         for i, colour in enumerate(("red", "green", "blue")):
             data = BytesIO()
-            Image.new("RGB", (96 + 32 * i, 96), colour).save(data, "PNG")
+            picture = Image.new("RGB", (96 + 32 * i, 96), colour)
+            picture.paste("white", (8, 8, 24, 24))  # or it is blank, and refused
+            picture.save(data, "PNG")
             out.writestr(f"{i}.png", data.getvalue())
         out.writestr("1.txt", "a green wall")
     return path
@@ -67,7 +69,9 @@ def eight(tmp_path: Path) -> Path:
     with zipfile.ZipFile(path, "w") as out:
         for i in range(8):
             data = BytesIO()
-            Image.new("RGB", (96, 96), (30 * i, 0, 90)).save(data, "PNG")
+            picture = Image.new("RGB", (96, 96), (30 * i, 0, 90))
+            picture.paste("white", (8, 8, 24, 24))  # or it is blank, and refused
+            picture.save(data, "PNG")
             out.writestr(f"{i}.png", data.getvalue())
     return path
 
@@ -114,6 +118,20 @@ def test_the_tar_holds_the_weights_captions_and_the_record_and_nothing_is_left(
     assert "TOY BASE" in lines[2]
     assert any(line.startswith("100%|##########| 3/3") for line in lines)
     assert any(line.startswith("seconds: ") for line in lines)
+
+
+def test_pictures_of_a_folder_with_repeats_come_as_often_and_it_is_said(
+    archive: Path, work: Path, tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    with zipfile.ZipFile(archive) as given, zipfile.ZipFile(tmp_path / "kohya.zip", "w") as out:
+        for name, folder in (("0.png", "6_ANNA woman"), ("1.png", "2_ANNA woman in red"), ("2.png", "reg/1_woman")):
+            out.writestr(f"{folder}/{name}", given.read(name))
+    _run(tmp_path / "kohya.zip", tmp_path / "out", lines.append)
+    assert any("on 4 examples" in line for line in lines)
+    told = "\n".join(lines)
+    assert "trained in the ratio '2_ANNA woman in red' 1, '6_ANNA woman' 3" in told
+    assert "1 file of regularisation pictures left out" in told
 
 
 def test_the_attentions_gradients_come_in_one_layout(
@@ -186,9 +204,7 @@ def test_a_checkpoint_that_was_better_is_the_one_that_is_returned_drawn_and_reco
 
     monkeypatch.setattr(preview, "pair_up", remembered)
     lines: list[str] = []
-    tar = _run(
-        eight, tmp_path / "out", lines.append, training_steps=10, preview_every=4, resolution="64", **ONE_PREVIEW
-    )
+    tar = _run(eight, tmp_path / "out", lines.append, training_steps=10, preview_every=4, resolution="64")
     assert any("checkpoint: step 6 of 10 is returned" in line for line in lines)
     assert [list(drawn) for drawn in shown] == [[4, 6]], "that of step 8 is of weights that are not in the tar"
     with tarfile.open(tar) as opened:
@@ -206,7 +222,7 @@ def test_a_checkpoint_that_was_better_is_the_one_that_is_returned_drawn_and_reco
 
 def test_the_log_ends_with_the_verdict(eight: Path, work: Path, tmp_path: Path) -> None:
     lines: list[str] = []
-    _run(eight, tmp_path / "out", lines.append, resolution="64", **ONE_PREVIEW)
+    _run(eight, tmp_path / "out", lines.append, resolution="64")
     last = next(i for i, line in enumerate(lines) if line.startswith("seconds: "))
     assert lines[last + 1].startswith("Verdict: ")
     assert [line.split(":")[0] for line in lines[last + 2 :]][:3] == ["Learned", "Its own word", "The base is kept"]
@@ -224,7 +240,7 @@ def test_a_training_that_breaks_down_past_half_returns_its_last_sound_weights(
 
     monkeypatch.setattr(fit, "picture_loss", breaking)
     lines: list[str] = []
-    tar = _run(archive, tmp_path / "out", lines.append, training_steps=20, resolution="64", **ONE_PREVIEW)
+    tar = _run(archive, tmp_path / "out", lines.append, training_steps=20, resolution="64")
     [said] = [line for line in lines if "broke down" in line]
     assert "the loss at step 13 is nan" in said
     assert "weights of step" in said

@@ -39,7 +39,9 @@ def _train(folder: Path, log: Callable[[str], None], **changes: Any) -> Path:
     with zipfile.ZipFile(folder / "pictures.zip", "w") as out:
         for colour in ("red", "green"):
             data = BytesIO()
-            Image.new("RGB", (64, 64), colour).save(data, "PNG")
+            picture = Image.new("RGB", (64, 64), colour)
+            picture.paste("white", (8, 8, 24, 24))  # or it is blank, and refused
+            picture.save(data, "PNG")
             out.writestr(f"{colour}.png", data.getvalue())
     wanted = {
         "training_steps": 4,

@@ -6,24 +6,27 @@ so that memory does not grow with their number.
 
 import contextlib
 import functools
+import logging
 import math
 import os
 import struct
+import warnings
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
 
 import pillow_heif
-from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
-from lora.pictures.limits import MAX_PIXELS
+from lora.pictures import colours, kinds, pngs
+from lora.pictures.limits import MAX_JPEG_PIXELS, MAX_PIXELS
 
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # or Pillow warns of pictures that are allowed
+Image.MAX_IMAGE_PIXELS = MAX_JPEG_PIXELS  # or Pillow warns of pictures that are allowed
+PngImagePlugin.MAX_TEXT_CHUNK = pngs.PROFILE  # or Pillow refuses a PNG for a long profile; `pngs` sees to texts
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -42,6 +45,8 @@ MOST_SIZES = 9
 second and some 0.4 GiB (`lora.flux.hardware`)."""
 MOST_CROPPED = 0.25
 """Share of a picture's area. Phone photographs of five shapes at three resolutions, merged to nine, lose so much."""
+FRAMES = 50
+"""Frames of an animated picture that are looked at for one that shows something."""
 SPARE = 1.5
 """A large picture is first made smaller by whole steps, cheaply, but never below this many times what is needed, so
 that the Lanczos filter still decides what is seen. Measured on photographs, the result is one level of 255 (rms) from
@@ -68,6 +73,9 @@ class Opened:
     image: Image.Image
     orientation: int
     """The EXIF orientation still to be applied, 1 to 8."""
+    frame: int
+    frames: int
+    """Which frame it is, from 1, and of how many; 1 and 1 where nothing moves."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -75,7 +83,7 @@ class Opened:
         return self.image.size[::-1] if self.orientation >= 5 else self.image.size
 
     def decode(self, least: tuple[int, int]) -> Image.Image:
-        """The picture: first frame, upright, colours in sRGB, on white where it is transparent, mode RGB.
+        """The picture: upright, colours in sRGB, on white where it is transparent, mode RGB.
 
         It may be smaller than the file's, which is faster, though not below SPARE times `least` (width, height of the
         upright picture).
@@ -84,47 +92,84 @@ class Opened:
         wide, high = math.ceil(SPARE * wide), math.ceil(SPARE * high)
         self.image.draft(None, (wide, high))  # a JPEG is decoded at a half, a quarter or an eighth
         profile = self.image.info.get("icc_profile")
-        picture = _plain(self.image)
+        picture = colours.plain(self.image)
         if (factor := min(picture.width // wide, picture.height // high)) > 1:
             picture = picture.reduce(factor)
         if self.orientation in _UPRIGHT:
             picture = picture.transpose(_UPRIGHT[self.orientation])
-        if picture.mode != "RGBA":
-            return _srgb(picture, profile)
-        on_white = Image.new("RGB", picture.size, "white")
-        on_white.paste(_srgb(picture.convert("RGB"), profile), mask=picture.getchannel("A"))
-        return on_white
+        return colours.on_white(picture, profile)
 
 
 @contextlib.contextmanager
 def opened(path: Path, name: str = "") -> Iterator[Opened]:
-    """A picture file, open. Raises ValueError that names it (by `name`, or else by its own) where it is damaged, of an
-    unknown kind, or larger than MAX_PIXELS, which may show as late as in decoding it."""
+    """A picture file, open, at its first frame that is not blank.
+
+    Raises ValueError that names it (by `name`, or else by its own) where it is damaged, of an unknown kind, or larger
+    than MAX_PIXELS (a JPEG: MAX_JPEG_PIXELS), which may show as late as in decoding it.
+    """
     name = name or path.name
     know_heif()
+    _be_quiet()
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(
-                    f"{image.width} x {image.height} is over {MAX_PIXELS / 1e6:g} megapixels: make it smaller"
-                )
-            if not image.width * image.height:
-                raise ValueError("it has no pixels")
-            yield Opened(image=image, orientation=_orientation(image))
+        with pngs.opened(path) as file, Image.open(file, formats=FORMATS) as image:
+            _check_size(image)
+            colours.mend_transparency(image)
+            orientation = _orientation(image)
+            frame, frames = _first_seen(image)
+            yield Opened(image=image, orientation=orientation, frame=frame, frames=frames)
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name!r} has more than {MAX_PIXELS / 1e6:g} megapixels: make it smaller") from error
     except UnidentifiedImageError as error:
-        raise ValueError(f"{name!r} is damaged, or no {', '.join(FORMATS)} whatever its name says") from error
+        raise ValueError(f"{name!r} {_what_it_is(path)}") from error
     except _DAMAGE as error:
         raise ValueError(f"{name!r} cannot be read as a picture: {error}") from error
 
 
+def _check_size(image: Image.Image) -> None:
+    pixels = image.width * image.height
+    most = MAX_JPEG_PIXELS if image.format in ("JPEG", "MPO") else MAX_PIXELS  # MPO: a JPEG of several pictures
+    if pixels > most:
+        advice = "make it smaller" if most == MAX_JPEG_PIXELS else "save it as JPEG or make it smaller"
+        raise ValueError(f"{image.width} x {image.height} is over {most / 1e6:g} megapixels: {advice}")
+    if not pixels:
+        raise ValueError("it has no pixels")
+
+
+def _first_seen(image: Image.Image) -> tuple[int, int]:
+    """Turns an animated picture to its first frame that is not blank, or to its first one where none of FRAMES is:
+    the frame's number, from 1, and how many there are."""
+    if image.format not in ("GIF", "WEBP", "PNG", "AVIF") or not getattr(image, "is_animated", False):
+        return 1, 1
+    frames: int = getattr(image, "n_frames", 1)
+    for frame in range(min(frames, FRAMES)):
+        image.seek(frame)
+        if not colours.is_blank(colours.on_white(colours.plain(image), None)):
+            return frame + 1, frames
+    image.seek(0)
+    return 1, frames
+
+
+def _what_it_is(path: Path) -> str:
+    """Why a file that Pillow does not know is no picture."""
+    with open(path, "rb") as file:
+        head = file.read(kinds.HEAD)
+    if not head:
+        return "is empty, a file of 0 bytes: pack it again"
+    kind = kinds.kind(head)
+    if kind and kind not in kinds.PICTURES:
+        return f"is a {kind} whatever its name says: convert it or leave it out"
+    return f"is damaged, or no {', '.join(FORMATS)} whatever its name says"
+
+
 def read_picture(path: Path, pixels: int | None = None) -> Image.Image:
-    """A picture as `Opened.decode` gives it: at its full size, or in at least the detail that so many pixels hold,
-    which is faster. Raises ValueError as `opened` does."""
+    """A picture as `Opened.decode` gives it: at its full size (of MAX_PIXELS at most), or in at least the detail that
+    so many pixels hold, which is faster. Raises ValueError as `opened` does."""
     with opened(path) as picture:
         width, height = picture.size
-        factor = min(1.0, math.sqrt((pixels or width * height) / (width * height)))
+        whole = width * height
+        if whole > MAX_PIXELS:
+            pixels = min(pixels or whole, int(MAX_PIXELS / (2 * SPARE) ** 2))
+        factor = min(1.0, math.sqrt((pixels or whole) / whole))
         return picture.decode((math.ceil(factor * width), math.ceil(factor * height)))
 
 
@@ -267,6 +312,18 @@ def _step(resolution: int) -> int:
     return 64 if resolution >= COARSE else 16
 
 
+@functools.cache
+def _be_quiet() -> None:
+    """Pillow's warnings of odd metadata name no picture and ask nothing of a user; what matters is raised as an error.
+
+    Once and for all, since `warnings.catch_warnings` is not safe in threads.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\b|pillow_heif\b")
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    for library in ("PIL", "pillow_heif"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+
+
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation that Pillow has not applied. A broken EXIF counts as none."""
     if image.format in ("TIFF", "HEIF"):  # their readers turn the picture, and say its upright size
@@ -278,43 +335,3 @@ def _orientation(image: Image.Image) -> int:
     except _DAMAGE:
         return 1
     return orientation if orientation in _UPRIGHT else 1
-
-
-def _plain(image: Image.Image) -> Image.Image:
-    """Any mode -> one of 8 bits a channel: L, RGB, CMYK, LAB, or RGBA where something is transparent."""
-    if image.mode.startswith(("I", "F")):
-        return _eight_bits(image)
-    if image.mode == "La":
-        image = image.convert("LA")
-    if image.has_transparency_data:
-        return image.convert("RGBA")
-    if image.mode in ("L", "RGB", "CMYK", "LAB"):
-        image.load()
-        return image
-    return image.convert("L" if image.mode == "1" else "RGB")
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Greys of 16 or 32 bits, or real numbers -> L. White is the format's own for 16 bits; else the first of 1, 255 and
-    65535 that no value exceeds, for the file does not say."""
-    image = image.convert("F") if (sixteen := image.mode.startswith("I;16")) else image
-    top = image.getextrema()[1]
-    assert isinstance(top, int | float)
-    white = 65535 if sixteen else next((white for white in (1, 255, 65535) if top <= white), top)
-    return image.convert("F").point(lambda value: value * (255 / white) + 0.5).convert("L")
-
-
-def _srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """L, RGB, CMYK or LAB in the colours of `profile` (None: sRGB) -> RGB in sRGB. A broken or unfit one is ignored."""
-    if image.mode != "LAB" and profile is None:
-        return image.convert("RGB")
-    try:
-        described = ImageCms.createProfile("LAB") if image.mode == "LAB" else BytesIO(profile or b"")
-        source = ImageCms.ImageCmsProfile(described)
-        if ImageCms.getProfileDescription(source).startswith("sRGB"):
-            return image.convert("RGB")
-        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError):
-        return image.convert("RGB")
-    assert converted is not None
-    return converted

@@ -12,7 +12,9 @@ RATIO_FROM = 10 * 2**20
 MAX_NAME_BYTES = 1_000
 """One name with its folders, in UTF-8."""
 MAX_PIXELS = 100_000_000
-"""One picture; `buckets.py` enforces it."""
+"""One picture, as it is decoded; `buckets.py` enforces it."""
+MAX_JPEG_PIXELS = 256_000_000
+"""A JPEG, which is decoded at a half, a quarter or an eighth: phones have cameras of 108 and 200 megapixels."""
 MAX_CAPTION_BYTES = 10_000
 """One caption; `captions.py` enforces it."""
 MAX_TABLE_BYTES = 8 * 2**20

@@ -1,6 +1,6 @@
 """A first look at all the pictures, before any model is loaded: the damaged ones, and what will train badly.
 
-Damage is an error; everything else is a warning, for a user may have reasons.
+Damage is an error, and so is a blank picture; everything else is a warning, for a user may have reasons.
 """
 
 import math
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageChops, ImageFilter, ImageStat
 
-from lora.pictures import buckets
+from lora.pictures import buckets, colours
 
 FEW = 4
 """Fewer pictures than this are warned of."""
@@ -23,12 +23,26 @@ ALIKE_COLOURS = 14.0
 """Two pictures look alike where at most ALIKE_BITS of their 256 bits differ and their small copies differ by less than
 ALIKE_COLOURS levels of 255. Copies of a photograph, compressed, scaled or a tenth brighter, measured up to 6 bits and
 13.5 levels; different pictures of one thing, from 12 bits and 19 levels."""
+ALIKE_PLACE = 45
+"""And where no place of 32 x 32 differs by so many levels, once contrast and brightness are the same: a small thing
+elsewhere changes a mean little, and its places much. The copies measured up to 30 levels (42 where brightening cut off
+the whites), things of a tenth of the width in another place or shape from 52 levels."""
+ALIKE_SPECK = 30
+"""Nor one of 64 x 64 by so many levels more than its own surroundings in both pictures: at an edge copies differ too,
+and on a plain ground only something that is not in both. The copies measured up to 24 levels, a hundredth of the width
+in another place 60."""
+PLAIN_BITS = 16
+PLAIN_PLACE = 7
+"""A hash with fewer bits set, or fewer unset, says nothing: the ground is plain. Two such pictures count as alike only
+if no place of 64 x 64 differs by so many levels; compressed and scaled copies measured up to 6, letters of a twentieth
+of the width from 9."""
 CROPPED = 0.1
 """The share that cropping may take without a warning."""
 ENLARGED = 2.0
 
 SIDE = 512
 _SMALL = 16
+_PLACES = 64
 _SHOWN = 10
 
 
@@ -44,12 +58,18 @@ class Look:
     That")."""
     colours: Image.Image
     """A copy of 16 x 16 pixels."""
+    places: Image.Image
+    """A copy of 64 x 64 pixels."""
     steepness: float | None
     """How sharp the sharpest edges are, 0 to 1; None where there are none."""
+    frame: int
+    frames: int
+    """The frame that was looked at, from 1, and of how many; 1 and 1 where nothing moves."""
 
 
 def look_at(pictures: Mapping[str, Path], threads: int | None = None) -> list[Look]:
-    """Decode every picture (name -> file) once, in threads. Raises one ValueError that names all the damaged ones."""
+    """Decode every picture (name -> file) once, in threads. Raises one ValueError that names all the damaged and all
+    the blank ones."""
 
     def look(item: tuple[str, Path]) -> Look | str:
         name, path = item
@@ -59,9 +79,19 @@ def look_at(pictures: Mapping[str, Path], threads: int | None = None) -> list[Lo
                 image = picture.decode((SIDE, SIDE))
         except ValueError as fault:
             return str(fault)
-        colours = image.resize((_SMALL, _SMALL), Image.Resampling.BOX)
+        if colours.is_blank(image):
+            all_frames = f"all of its {picture.frames} frames show" if picture.frames > 1 else "it shows"
+            return f"{name!r} is blank: {all_frames} one colour only, transparent parts counting as white; leave it out"
         return Look(
-            name=name, width=width, height=height, bits=_bits(image), colours=colours, steepness=_steepness(image)
+            name=name,
+            width=width,
+            height=height,
+            bits=_bits(image),
+            colours=image.resize((_SMALL, _SMALL), Image.Resampling.BOX),
+            places=image.resize((_PLACES, _PLACES), Image.Resampling.BOX),
+            steepness=_steepness(image),
+            frame=picture.frame,
+            frames=picture.frames,
         )
 
     looks = list(buckets.in_threads(look, pictures.items(), threads))
@@ -75,7 +105,11 @@ def report(looks: Sequence[Look], resolutions: Sequence[int], merged: buckets.Me
     """What a user should know of the pictures, a line for each kind of trouble; empty where there is none."""
     lines = []
     if len(looks) < FEW:
-        lines.append(f"only {len(looks)} pictures: 10 to 20 that differ teach more")
+        count = "1 picture" if len(looks) == 1 else f"{len(looks)} pictures"
+        lines.append(f"only {count}: 10 to 20 that differ teach more")
+    moving = [f"{look.name!r} (frame {look.frame} of {look.frames})" for look in looks if look.frames > 1]
+    if moving:
+        lines.append(f"animated, and only the first frame that is not blank is used: {_some(moving)}")
     for group in _alike(looks):
         lines.append(
             f"{_some([repr(look.name) for look in group])} look alike, and count as often as they come: keep one"
@@ -127,6 +161,8 @@ def _steepness(image: Image.Image) -> float | None:
     near = ImageChops.subtract(near_high, near_low).crop(inside).tobytes()
     wide = ImageChops.subtract(high, low).crop(inside).tobytes()
     every = max(1, len(near) // 20_000)
+    while math.gcd(every, inside[2] - inside[0]) > 1:  # or the same columns are looked at in every row
+        every += 1
     shares = sorted(a / b for a, b in zip(near[::every], wide[::every], strict=True) if b >= 40)
     return shares[int(0.95 * len(shares))] if len(shares) >= 50 else None
 
@@ -147,7 +183,36 @@ def _are_alike(a: Look, b: Look) -> bool:
     if (a.bits ^ b.bits).bit_count() > ALIKE_BITS:
         return False
     rms = ImageStat.Stat(ImageChops.difference(a.colours, b.colours)).rms
-    return sum(rms) / len(rms) < ALIKE_COLOURS
+    if sum(rms) / len(rms) >= ALIKE_COLOURS:
+        return False
+    fine, coarse = _apart(a.places, b.places), _apart(a.places.reduce(2), b.places.reduce(2))
+    near = ImageChops.darker(_range(a.places), _range(b.places))
+    plain = all(min(look.bits.bit_count(), _SMALL**2 - look.bits.bit_count()) < PLAIN_BITS for look in (a, b))
+    return (
+        _most(coarse) < ALIKE_PLACE
+        and _most(ImageChops.subtract(fine, near)) < ALIKE_SPECK
+        and (_most(fine) < PLAIN_PLACE or not plain)
+    )
+
+
+def _apart(a: Image.Image, b: Image.Image) -> Image.Image:
+    """How far the two are apart in each place, when the first is given the mean and (by a quarter at most) the contrast
+    of the second, channel by channel."""
+    of_a, of_b = ImageStat.Stat(a), ImageStat.Stat(b)
+    table: list[int] = []
+    for mean_a, mean_b, spread_a, spread_b in zip(of_a.mean, of_b.mean, of_a.stddev, of_b.stddev, strict=True):
+        gain = min(1.25, max(0.8, spread_b / spread_a)) if spread_a else 1.0
+        table += [round(min(255.0, max(0.0, mean_b + gain * (level - mean_a)))) for level in range(256)]
+    return ImageChops.difference(a.point(table), b)
+
+
+def _range(image: Image.Image) -> Image.Image:
+    """Levels between the darkest and the lightest within a place of each."""
+    return ImageChops.subtract(image.filter(ImageFilter.MaxFilter(3)), image.filter(ImageFilter.MinFilter(3)))
+
+
+def _most(image: Image.Image) -> int:
+    return max(high for _, high in image.getextrema())  # type: ignore[misc]
 
 
 def _some(names: Sequence[str]) -> str:

@@ -2,5 +2,5 @@
 
 In: what was decided, learned and drawn, as plain values. Out: files for the tar, and a repository on the Hub.
 Begin with `record` (request.json and the header of the weights), then `report` (with `preview`,
-`curve` and the template `page.html`) and `hub`. `drawing` writes a picture with its settings.
+`curve` and the template `page.html`), `verdict`, `tarball` and `hub`. `drawing` writes a picture with its settings.
 """

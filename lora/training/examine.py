@@ -47,9 +47,9 @@ def hold_out(names: Sequence[str], seed: int) -> list[str]:
     return random.Random(seed).sample(sorted(names), count)
 
 
-def is_of(photos: Sequence[str], example: Example) -> bool:
-    """Whether the example shows one of these, at whatever size: `encode` names it "<photo> at <width>x<height>"."""
-    return example.name.rpartition(" at ")[0] in photos
+def photo_of(example: Example) -> str:
+    """The name of the photo that the example shows, at whatever size: `encode` calls it "<photo> at <size>"."""
+    return example.name.rpartition(" at ")[0]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ def looks(examples: Sequence[Example], seed: int) -> list[Look]:
     if not examples:
         return []
     tokens = min(len(example.mean) for example in examples)
-    small = [example for example in examples if len(example.mean) == tokens]
+    small = [example for example in dict.fromkeys(examples) if len(example.mean) == tokens]
     chosen = small[:: -(-len(small) // PICTURES)]
     generator = torch.Generator().manual_seed(seed)
     found = []

@@ -2,6 +2,8 @@ import io
 import itertools
 import random
 import struct
+import subprocess
+import sys
 import threading
 import zlib
 from pathlib import Path
@@ -11,6 +13,7 @@ from PIL import Image, ImageChops, ImageCms, ImageDraw, ImageOps, ImageStat
 
 from lora.pictures import archive, buckets, photos
 
+ROOT = Path(__file__).parents[2]
 CORNERS = {"top left": "red", "top right": "lime", "bottom left": "blue", "bottom right": "white"}
 FORMATS = ["JPEG", "PNG", "WEBP", "AVIF", "TIFF", "HEIF"]
 
@@ -85,14 +88,74 @@ def test_every_mode_becomes_rgb_of_the_same_look(mode, tmp_path):
     assert difference(read, image) < 12
 
 
-def png(width: int, height: int, depth: int, colour: int, pixels: bytes) -> bytes:
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, depth: int, colour: int, pixels: bytes, more: bytes = b"") -> bytes:
     """A PNG by hand, of kinds that Pillow does not write."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + more
+    return start + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+
+
+LONG = {
+    "zTXt": chunk(b"zTXt", b"workflow\0\0" + zlib.compress(bytes(2_100_000))),
+    "iTXt": chunk(b"iTXt", b"workflow\0\1\0\0\0" + zlib.compress(b"x" * 2_100_000)),
+    "tEXt": chunk(b"tEXt", b"workflow\0" + b"x" * 2_100_000),
+    "a bomb": chunk(b"zTXt", b"workflow\0\0" + zlib.compress(bytes(90_000_000))),
+    "longer packed than is looked at": chunk(b"iTXt", b"workflow\0\0\0\0\0" + b"x" * 2**23),
+    "thirty texts": 30 * chunk(b"zTXt", b"workflow\0\0" + zlib.compress(bytes(10**6))),
+    "a profile": chunk(b"iCCP", b"icc\0\0" + zlib.compress(bytes(2_100_000))),
+    "a profile that is a bomb": chunk(b"iCCP", b"icc\0\0" + zlib.compress(bytes(90_000_000))),
+    "broken": chunk(b"iTXt", b"workflow\0\1\0\0\0no zlib"),
+}
+
+
+@pytest.mark.parametrize("what", LONG)
+@pytest.mark.parametrize("after", [False, True])
+def test_a_png_is_read_whatever_texts_and_profiles_it_carries(what, after, tmp_path):
+    levels = [0, 80, 160, 255]
+    data = png(4, 1, 8, 0, b"\0" + bytes(levels), b"" if after else LONG[what])
+    if after:
+        data = data[:-12] + LONG[what] + data[-12:]
+    (tmp_path / "a.png").write_bytes(data)
+    assert [buckets.read_picture(tmp_path / "a.png").getpixel((at, 0)) for at in range(4)] == [(v,) * 3 for v in levels]
+    (tmp_path / "cut.png").write_bytes(data[: data.index(b"IDAT") + 6])
+    with pytest.raises(ValueError, match=r"'cut\.png'"):
+        buckets.read_picture(tmp_path / "cut.png")
+
+
+def test_a_long_profile_is_used_all_the_same(tmp_path):
+    profile = linear_profile() + bytes(1_500_000)
+    path = saved(Image.new("RGB", (8, 8), (64, 64, 64)), tmp_path / "a.png", icc_profile=profile)
+    assert buckets.read_picture(path).getpixel((4, 4)) == pytest.approx((137,) * 3, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("depth", "colour", "levels", "transparent"),
+    [
+        (16, 0, [0, 0x2000, 0x8000, 0xFFFF], 0x8000),
+        (16, 0, [0, 0x2000, 0x8000, 0xFFFF], 0),
+        (16, 2, [0, 0x2000, 0x8000, 0xFFFF], 0x8000),
+        (8, 0, [0, 32, 128, 255], 128),
+        (2, 0, [0, 1, 2, 3], 2),
+        (4, 0, [0, 3, 9, 15], 3),
+    ],
+)
+def test_one_colour_of_a_png_may_be_transparent_at_any_depth(depth, colour, levels, transparent, tmp_path):
+    channels = 3 if colour == 2 else 1
+    values = [level for level in levels for _ in range(channels)]
+    if depth == 16:
+        row = struct.pack(f">{len(values)}H", *values)
+    else:
+        row = int("".join(f"{value:0{depth}b}" for value in values).ljust(32, "0"), 2).to_bytes(4, "big")
+    tRNS = chunk(b"tRNS", struct.pack(f">{channels}H", *[transparent] * channels))
+    (tmp_path / "a.png").write_bytes(png(4, 1, depth, colour, b"\0" + row[: 4 * channels * depth // 8], tRNS))
+    read = buckets.read_picture(tmp_path / "a.png")
+    top = 2**depth - 1
+    expected = [255 if level == transparent else round(255 * level / top) for level in levels]
+    assert [read.getpixel((at, 0))[0] for at in range(4)] == pytest.approx(expected, abs=1)
 
 
 @pytest.mark.parametrize(("colour", "channels"), [(0, 1), (2, 3), (6, 4)])
@@ -126,6 +189,21 @@ def test_half_transparent_is_half_white_and_edges_get_no_dark_rim_when_made_smal
     assert min(fitted.getchannel("R").tobytes()) >= 250
 
 
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG"])
+@pytest.mark.parametrize("empty", ["black", "transparent"])
+def test_of_an_animated_picture_the_first_frame_that_is_not_blank_is_read(form, empty, tmp_path):
+    blank = Image.new("RGBA", (96, 64), (0, 0, 0, 255 if empty == "black" else 0))
+    frames = [blank, Image.new("RGBA", (96, 64), (0, 0, 0, 255)), corners().convert("RGBA")]
+    options = {"lossless": True} if form == "WEBP" else {"disposal": 2} if form == "GIF" else {}
+    path = saved(
+        frames[0], tmp_path / "a", format=form, save_all=True, append_images=frames[1:], duration=99, **options
+    )
+    with buckets.opened(path) as picture:
+        assert picture.frame == picture.frames >= 2  # writers join frames that are the same
+        assert difference(picture.decode((96, 64)), corners()) < 12
+    assert difference(buckets.read_picture(path), corners()) < 12
+
+
 def test_only_the_first_frame_of_a_film_is_read(tmp_path):
     first, second = corners(), Image.new("RGB", (96, 64), "black")
     for form in ("GIF", "WEBP", "PNG", "TIFF", "MPO"):  # MPO: a JPEG of several frames, as many phones make
@@ -139,6 +217,62 @@ def swapped_profile() -> bytes:
     return profile.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ").replace(
         "sRGB".encode("utf-16-be"), "BGRs".encode("utf-16-be")
     )  # fmt: skip
+
+
+def curved(profile: bytes, *tags: bytes) -> bytes:
+    """A profile whose tone curves are replaced by gamma 1 (ICC.1:2022, 10.6: a curve without entries)."""
+    data = bytearray(profile)
+    for at in range(132, 132 + 12 * int.from_bytes(data[128:132], "big"), 12):
+        if data[at : at + 4] in tags:
+            start = int.from_bytes(data[at + 4 : at + 8], "big")
+            data[start : start + 12] = b"curv" + bytes(8)
+    return bytes(data)
+
+
+def linear_profile() -> bytes:
+    """Linear light, under sRGB's own name."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert "sRGB".encode("utf-16-be") in profile
+    return curved(profile, b"rTRC", b"gTRC", b"bTRC")
+
+
+def grey_profile() -> bytes:
+    """Linear greys, by hand: a white point and a curve are all that one needs (ICC.1:2022, 8.4.4)."""
+    white = b"XYZ \0\0\0\0" + struct.pack(">3i", 63190, 65536, 54061)
+    text = b"desc\0\0\0\0" + struct.pack(">I", 5) + b"grey\0" + bytes(78)
+    tags = {b"desc": text + bytes(-len(text) % 4), b"wtpt": white, b"kTRC": b"curv" + bytes(8)}
+    at, table, body = 132 + 12 * len(tags), struct.pack(">I", len(tags)), b""
+    for name, data in tags.items():
+        table += name + struct.pack(">II", at + len(body), len(data))
+        body += data
+    head = struct.pack(
+        ">I4sI4s4s4s12s4s", at + len(body), b"\0\0\0\0", 0x02400000, b"mntr", b"GRAY", b"XYZ ", bytes(12), b"acsp"
+    )
+    return (head + bytes(28) + struct.pack(">3i", 63190, 65536, 54061) + bytes(48))[:128] + table + body
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_a_profile_is_known_by_its_curves_and_not_by_its_name(mode, tmp_path):
+    """A grey of 64 in linear light is one of 137 in sRGB."""
+    stored = Image.new("RGB", (8, 8), (64, 64, 64))
+    stored = stored.quantize(2) if mode == "P" else stored.convert(mode)
+    path = saved(stored, tmp_path / "a.png", icc_profile=linear_profile())
+    assert buckets.read_picture(path).getpixel((4, 4)) == pytest.approx((137,) * 3, abs=2)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB"])
+def test_a_grey_profile_counts_with_and_without_alpha(mode, tmp_path):
+    stored = Image.new("L", (8, 8), 64).convert(mode)
+    if mode == "LA":
+        stored.putalpha(Image.linear_gradient("L").resize((8, 8)).point(lambda level: 255 * (level > 128)))
+    read = buckets.read_picture(saved(stored, tmp_path / "a.png", icc_profile=grey_profile()))
+    assert read.getpixel((4, 7)) == pytest.approx((137,) * 3, abs=2)
+    assert read.getpixel((4, 0)) == ((255,) * 3 if mode == "LA" else read.getpixel((4, 7)))
+
+
+def test_an_rgb_profile_counts_for_greys(tmp_path):
+    path = saved(Image.new("L", (8, 8), 64), tmp_path / "a.jpg", icc_profile=linear_profile(), quality=100)
+    assert buckets.read_picture(path).getpixel((4, 4)) == pytest.approx((137,) * 3, abs=2)
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -186,12 +320,27 @@ def test_a_cut_picture_is_refused_by_name(form, tmp_path):
             buckets.read_picture(tmp_path / "cut.jpg")
 
 
-@pytest.mark.parametrize("data", [b"", b"hello", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"])
+@pytest.mark.parametrize("data", [b"hello", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"])
 def test_what_is_no_picture_or_of_a_kind_not_offered_is_refused(data, tmp_path):
     (tmp_path / "a.jpg").write_bytes(data)
     with pytest.raises(ValueError, match=r"'a\.jpg' is damaged, or no JPEG, PNG") as error:
         buckets.read_picture(tmp_path / "a.jpg")
     assert str(tmp_path) not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"", "is empty, a file of 0 bytes"),
+        (b"\0\0\0\x20ftypisom\0\0\2\0", "is a film whatever its name says"),
+        (b"PK\3\4 more", "is a zip archive whatever its name says"),
+    ],
+    ids=["empty", "film", "zip"],
+)
+def test_what_is_called_a_picture_is_told_for_what_it_is(data, what, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(data)
+    with pytest.raises(ValueError, match=rf"'a\.jpg' {what}"):
+        buckets.read_picture(tmp_path / "a.jpg")
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -200,6 +349,61 @@ def test_a_hundred_megapixels_are_the_most_and_nothing_is_decoded_beyond(width, 
     (tmp_path / "bomb.png").write_bytes(png(width, height, 8, 0, b""))
     with pytest.raises(ValueError, match=r"'bomb\.png'.* 100 megapixels"):
         buckets.read_picture(tmp_path / "bomb.png")
+
+
+def with_header(path: Path, width: int, height: int) -> Path:
+    """The JPEG with another size in its header (ITU T.81, B.2.2)."""
+    data = path.read_bytes()
+    at = data.index(b"\xff\xc0") + 5
+    path.write_bytes(data[:at] + struct.pack(">HH", height, width) + data[at + 4 :])
+    return path
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_jpeg_of_a_phone_with_108_or_200_megapixels_is_read_at_a_fraction(tmp_path):
+    path = saved(Image.linear_gradient("L").resize((12_000, 9_000)), tmp_path / "phone.jpg", quality=30)
+    with buckets.opened(path) as picture:
+        assert picture.size == (12_000, 9_000)
+        assert picture.decode((512, 512)).size == (1_500, 1_125)
+    with buckets.opened(with_header(path, 16_320, 12_240)) as picture:
+        assert picture.size == (16_320, 12_240)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_more_megapixels_than_that_say_so_in_plain_words(tmp_path):
+    with_header(saved(corners(), tmp_path / "a.jpg"), 20_000, 20_000)
+    with pytest.raises(ValueError, match=r"'a\.jpg'.*20000 x 20000 is over 256 megapixels: make it smaller"):
+        buckets.read_picture(tmp_path / "a.jpg")
+    (tmp_path / "b.png").write_bytes(png(12_000, 9_000, 8, 0, b""))
+    with pytest.raises(ValueError, match=r"'b\.png'.*is over 100 megapixels: save it as JPEG or make it smaller"):
+        buckets.read_picture(tmp_path / "b.png")
+
+
+ODD = """
+import io, sys
+from pathlib import Path
+from PIL import Image
+from lora.pictures import survey
+folder = Path(sys.argv[1])
+noise = Image.merge("RGB", [Image.effect_noise((300, 200), 90)] * 3)
+noise.save(folder / "exif.jpg", exif=b"Exif\\0\\0MM\\0*\\xff\\xff\\xff\\xff garbage")
+noise.save(folder / "tags.tif", tiffinfo={65000: b"x" * 99, 270: "a"})
+data = (folder / "tags.tif").read_bytes()
+(folder / "tags.tif").write_bytes(data.replace(b"\\xe8\\xfd\\x07\\x00\\x63", b"\\xe8\\xfd\\x07\\x00\\xff", 1))
+palette = noise.quantize(8)
+palette.save(folder / "palette.png", transparency=bytes([0, 128] + [255] * 6))
+data = io.BytesIO()
+noise.save(data, "JPEG")
+(folder / "ends.jpg").write_bytes(data.getvalue()[:-2] + b"\\xff\\x00garbage")
+Image.new("RGB", (300, 200)).save(data, "PNG")
+looks = survey.look_at({path.name: path for path in folder.iterdir()})
+print(len(looks), file=sys.stdout)
+"""
+
+
+def test_odd_metadata_put_nothing_on_the_terminal(tmp_path):
+    ran = subprocess.run([sys.executable, "-c", ODD, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert (ran.stdout.strip(), ran.stderr) == ("4", "")
 
 
 @pytest.mark.filterwarnings("error")

@@ -97,8 +97,104 @@ def test_a_blurred_picture_is_told_from_a_soft_one(radius, blurred, reported, tm
 
 
 def test_a_plain_or_tiny_picture_is_not_called_blurred(tmp_path):
-    plain = looks(tmp_path, {"plain.png": Image.new("RGB", (600, 600), "red"), "dot.png": Image.new("RGB", (2, 2))})
-    assert [look.steepness for look in plain] == [None, None]
+    plain, dot = Image.linear_gradient("L").resize((600, 600)), Image.new("RGB", (2, 2))
+    dot.putpixel((1, 1), (255, 0, 0))
+    assert [look.steepness for look in looks(tmp_path, {"plain.png": plain, "dot.png": dot})] == [None, None]
+
+
+def sky() -> Image.Image:
+    return Image.linear_gradient("L").resize((1024, 1024)).point(lambda level: 80 + level // 2).convert("RGB")
+
+
+def ring(width: int, height: int) -> Image.Image:
+    image = Image.new("RGB", (1024, 1024), "white")
+    ImageDraw.Draw(image).ellipse((512 - width, 512 - height, 512 + width, 512 + height), outline="goldenrod", width=12)
+    return image
+
+
+def thing(x: int, y: int, size: int, ground: Image.Image, colour: str = "black") -> Image.Image:
+    image = ground.copy()
+    ImageDraw.Draw(image).ellipse((x, y, x + size, y + size), colour)
+    return image
+
+
+PLACES = [(100, 150), (700, 200), (400, 480), (820, 800), (140, 760), (540, 110), (300, 300), (640, 640)]
+SHAPES = [(80, 80), (50, 80), (80, 40), (40, 80), (80, 25), (65, 65)]
+SUN = Image.radial_gradient("L").resize((1024, 1024)).point(lambda level: 90 + level // 2).convert("RGB")
+WALL = Image.effect_noise((32, 32), 150).resize((1024, 1024)).convert("RGB")
+SMALL = {
+    "a thing in the sky": [thing(x, y, 60, sky()) for x, y in PLACES],
+    "a speck in the evening": [thing(x, y, 12, sky().rotate(270)) for x, y in PLACES],
+    "a speck in the sun": [thing(x, y, 12, SUN, "red") for x, y in PLACES],
+    "a tiny thing on white": [thing(x, y, 12, Image.new("RGB", (1024, 1024), "white")) for x, y in PLACES],
+    "a thing before a wall": [thing(x, y, 40, WALL) for x, y in PLACES],
+    "rings": [ring(width, height) for width, height in SHAPES],
+    "colours": [thing(480, 480, 60, sky(), colour) for colour in ("red", "blue", "green", "white")],
+}
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_small_things_in_other_places_shapes_and_colours_do_not_look_alike(kind, tmp_path):
+    pictures = {f"{number}.jpg": image for number, image in enumerate(SMALL[kind])}
+    lines = survey.report(looks(tmp_path, pictures), [512])
+    assert [line for line in lines if "look alike" in line] == []
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_a_copy_of_such_a_picture_is_found_all_the_same(kind, tmp_path):
+    image = SMALL[kind][0]
+    image.save(tmp_path / "copy.jpg", quality=90)
+    again = Image.open(tmp_path / "copy.jpg").resize((900, 900))
+    [line] = survey._alike(looks(tmp_path, {"a.png": image, "b.png": SMALL[kind][1], "again.png": again}))
+    assert [look.name for look in line] == ["a.png", "again.png"]
+
+
+@pytest.mark.parametrize("at", range(300, 324, 2))
+def test_hard_edges_are_not_called_blurred_wherever_they_are(at, reported, tmp_path):
+    image = Image.new("RGB", (1024, 1024), "white")
+    ImageDraw.Draw(image).rectangle((at, 100, at + 200, 920), (20, 20, 60))
+    assert reported(tmp_path, {"bars.png": image}) == []
+    assert reported(tmp_path, {"turned.png": image.rotate(90)}) == []
+
+
+BLANK = {
+    "transparent.png": Image.new("RGBA", (300, 200), (200, 0, 0, 0)),
+    "palette.gif": Image.new("P", (300, 200)),
+    "one colour.jpg": Image.new("RGB", (300, 200), (121, 139, 87)),
+    "nearly one.png": Image.effect_noise((300, 200), 90).point(lambda level: 120 + level // 40),
+    "white on nothing.png": thing(100, 50, 80, Image.new("RGBA", (300, 200), (0, 0, 0, 0)), "white"),
+}
+
+
+def test_all_blank_pictures_are_refused_by_name_and_nearly_blank_ones_are_not(tmp_path):
+    dot = Image.new("RGB", (300, 200), "white")
+    dot.putpixel((150, 100), (200, 200, 200))
+    with pytest.raises(ValueError, match="input_images: these pictures cannot be used") as error:
+        looks(tmp_path, {**BLANK, "dot.png": dot, "a good one.png": drawing(1)})
+    assert all(f"'{name}' is blank: it shows one colour only" in str(error.value) for name in BLANK)
+    assert "dot.png" not in str(error.value)
+    assert "good one" not in str(error.value)
+
+
+@pytest.mark.parametrize("form", ["gif", "webp", "png"])
+def test_an_animated_picture_says_which_of_its_frames_is_used(form, reported, tmp_path):
+    frames = [Image.new("RGBA", (600, 500), (0, 0, 0, 0)), drawing(9).convert("RGBA"), drawing(8).convert("RGBA")]
+    frames[0].save(tmp_path / f"a.{form}", save_all=True, append_images=frames[1:], duration=99, lossless=True)
+    [look] = survey.look_at({"a": tmp_path / f"a.{form}"})
+    assert survey.report([look] * 4, [256])[0] == (
+        "animated, and only the first frame that is not blank is used: " + ", ".join(["'a' (frame 2 of 3)"] * 4)
+    )
+    for frame in frames[1:]:
+        frame.paste((200, 0, 0, 255), (0, 0, 600, 500))
+    frames[0].save(tmp_path / f"b.{form}", save_all=True, append_images=[frames[1]], duration=99, lossless=True)
+    with pytest.raises(ValueError, match="'b' is blank: all of its 2 frames show one colour only"):
+        survey.look_at({"b": tmp_path / f"b.{form}"})
+
+
+def test_a_single_picture_is_counted_in_the_singular(tmp_path):
+    assert survey.report(looks(tmp_path, {"a.png": drawing(1)}), [256]) == [
+        "only 1 picture: 10 to 20 that differ teach more"
+    ]
 
 
 @pytest.mark.parametrize("name", ["dog6.zip", "backpack-nested.zip", "monster-toy.tar.gz", "red-cartoon-style.zip"])

@@ -205,7 +205,9 @@ def pictures(tmp_path):
     with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as archive:
         for colour in ("red", "blue"):
             file = BytesIO()
-            Image.new("RGB", (64, 64), colour).save(file, "PNG")
+            picture = Image.new("RGB", (64, 64), colour)
+            picture.paste("white", (8, 8, 24, 24))  # or it is blank, and refused
+            picture.save(file, "PNG")
             archive.writestr(f"{colour}.png", file.getvalue())
     (tmp_path / "train.py").write_text("raise SystemExit('the wrong train.py')\n")
     return tmp_path
