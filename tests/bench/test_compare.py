@@ -5,16 +5,17 @@ from pathlib import Path
 
 from PIL import Image
 
-from bench import compare, quality
+from bench import compare
 from bench.compare import CELL, GAP, MARGIN, Group
-from toyflux import world
+from bench.lab.cell import LOOKS, TRIGGER
+from toyflux import examples
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_it_trains_on_the_pictures_of_the_example(tmp_path: Path) -> None:
-    look = replace(quality.LOOKS[compare.SUBJECT], name=quality.TRIGGER)
-    world.write_zip(tmp_path / "pictures.zip", world.subject_set(look, 20, seed=0))  # as `quality.train` makes them
+    look = replace(LOOKS[compare.SUBJECT], name=TRIGGER)
+    examples.write_zip(tmp_path / "pictures.zip", examples.subject_set(look, 20, seed=0))  # as the lab makes them
     assert (tmp_path / "pictures.zip").read_bytes() == (ROOT / "examples" / "subject.zip").read_bytes()
 
 
