@@ -42,13 +42,16 @@ def download(url: str, path: Path, most: int) -> None:
             raise
         except (OSError, EOFError, http.client.HTTPException) as error:
             if attempt == TRIES:
-                raise ValueError(f"{called} could not be fetched in {TRIES} tries: {told(error)}") from None
+                raise ValueError(f"{called} could not be fetched: {told(error)} ({TRIES} tries)") from None
         time.sleep(2 ** (attempt - 1))
 
 
 def _advice(status: int) -> str:
     if status in (401, 403):
-        return "it asks for a login, or a signed address has run out; give one that opens without"
+        return (
+            "it asks for a login, or a signed address has run out; add your token to the address (?token=…, as Civitai"
+            " takes it), or give one that opens without"
+        )
     return "check the address" if status < 500 else "try again later"
 
 
