@@ -13,15 +13,15 @@ def test_a_table_without_names_has_every_input_with_what_it_may_be() -> None:
     assert [row.split("`")[1] for row in rows[4:-2]] == list(inputs)
     assert rows[0] == "before"
     assert rows[-1] == "behind"
-    assert any(row.startswith("| `lora_rank` | a whole number from 1 to 128 | `16` |") for row in rows)
+    assert any(row.startswith("| `batch_size` | a whole number from 1 to 8 | `1` |") for row in rows)
     assert any(row.startswith("| `hf_token` | a secret | empty |") for row in rows)
     assert any(row.startswith("| `input_images` | a file or an https address | required |") for row in rows)
 
 
 def test_names_choose_the_rows_and_their_order() -> None:
-    rows = docs.with_tables(PAGE.format(names=" seed autocaption")).splitlines()[2:-2]
+    rows = docs.with_tables(PAGE.format(names=" seed hf_private")).splitlines()[2:-2]
     assert rows[:2] == ["| input | default | meaning |", "| --- | --- | --- |"]
-    assert [row.split(" | ")[:2] for row in rows[2:]] == [["| `seed`", "empty"], ["| `autocaption`", "`true`"]]
+    assert [row.split(" | ")[:2] for row in rows[2:]] == [["| `seed`", "empty"], ["| `hf_private`", "`true`"]]
 
 
 def test_a_name_that_is_no_input_is_refused() -> None:
