@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
-from captioner import questions, text
+from captioner import look, questions, text
 from captioner.text import Caption, Rejected, Rules
 
 MODEL = "Qwen/Qwen3-VL-8B-Instruct"
@@ -156,12 +156,35 @@ def caption_all(
             batch_size = CPU_BATCH_SIZE if device == "cpu" else BATCH_SIZE
             written, noun = caption_pictures(captioner, wanted, rules, read=read, batch_size=batch_size, log=log)
             captions |= {name: replace(made, own=given.get(name)) for name, made in written.items()}
+            for warning in look_at(captioner, pictures, rules.kind, noun, read=read, batch_size=batch_size, log=log):
+                log(f"warning: {warning}")
     else:
         captions |= {name: text.from_template(rules) for name in missing}
     captions = {name: captions[name] for name in pictures}
     for line in text.table(captions):
         log(line)
     return captions, noun
+
+
+def look_at(
+    captioner: Captioner,
+    pictures: Mapping[str, Path],
+    kind: str,
+    noun: str | None,
+    *,
+    read: Read,
+    batch_size: int,
+    log: Log,
+) -> list[str]:
+    """What the model sees in the pictures that will train badly: one more question about each, in batches."""
+    answers = _answers(
+        lambda images: captioner.answer(images, look.QUESTION, "", look.TOKENS),
+        pictures,
+        read=read,
+        batch_size=batch_size,
+        log=lambda line: log(f"pictures looked at: {line}"),
+    )
+    return look.warnings({name: look.read(answer) for name, answer in answers}, kind, noun)
 
 
 def whether_to_ask(model: str, device: str, *, captioning: str, missing: int, of: int) -> tuple[bool, str]:

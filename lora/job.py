@@ -18,7 +18,7 @@ from lora.file import weights
 from lora.file.names import Pair
 from lora.flux import adapter, base, encode, hardware
 from lora.flux.base import Base
-from lora.pictures import archive, buckets, photos, survey
+from lora.pictures import archive, background, buckets, photos, survey
 from lora.pictures.photos import Photo
 from lora.presets import PRIORITIES
 from lora.request import NO_SECRETS, Secrets, TrainRequest, parse_prompts
@@ -161,7 +161,8 @@ def gather(desk: Desk, changes: Mapping[str, Any]) -> Gathered:
             earlier, file_hash = resume.fetch(request, desk.secrets.hf_token, desk.work / "earlier")
             start = resume.start(earlier, request.lora_rank, decided.settings.seed, modules, skeleton, log)
             decided, modules = dataclasses.replace(decided, resume_from_sha256=file_hash), list(start)
-    for warning in survey.report(looks, decided.resolutions, decided.merged):
+    alike = None if request.lora_type == "style" else background.warning(looks)
+    for warning in [*survey.report(looks, decided.resolutions, decided.merged), *filter(None, [alike])]:
         log(f"{WARNING}{warning}")
     return Gathered(
         found=found,

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import textwrap
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -26,6 +26,7 @@ from cog._adt import InputField, PredictorInfo, PrimitiveType, Repetition
 from cog._inspector import check_input
 
 from lora import disk
+from script import files
 
 WIDTH = 100
 
@@ -40,6 +41,8 @@ class Command:
     """One sentence."""
     output: str
     """The file that is written where -o is not given."""
+    folders: tuple[str, ...] = ()
+    """Inputs of files that a folder may stand for: it is packed."""
 
 
 def parse(
@@ -59,7 +62,7 @@ def parse(
         raise SystemExit(0)
 
     output = Path(arguments.output)
-    values, faults = check(signature, arguments.inputs, environ)
+    values, faults = check(signature, arguments.inputs, environ, command.folders)
     if output.is_dir():
         faults.append(f"-o: {output} is a folder; name a file")
     else:
@@ -76,11 +79,12 @@ def parse(
 
 
 def check(
-    signature: PredictorInfo, pairs: Sequence[str], environ: Mapping[str, str]
+    signature: PredictorInfo, pairs: Sequence[str], environ: Mapping[str, str], folders: Collection[str] = ()
 ) -> tuple[dict[str, object], list[str]]:
     """The values of all inputs, defaults included, from texts `name=value`; and all that is wrong, a line each.
 
-    A name without `=` is a secret's, and takes the environment variable of that name in capitals.
+    A name without `=` is a secret's, and takes the environment variable of that name in capitals. `folders` names the
+    inputs that a folder may stand for.
     """
     values: dict[str, object] = {}
     faults: list[str] = []
@@ -103,7 +107,7 @@ def check(
             elif not equals:
                 faults.append(f"{name}: write -i {name}=VALUE")
             else:
-                values[name] = _value(field, text)
+                values[name] = _value(field, text, name in folders)
         except ValueError as error:
             faults.append(f"{name}: {error}")
     for name, field in signature.inputs.items():
@@ -112,16 +116,14 @@ def check(
         try:
             values |= check_input({name: field}, {})
         except ValueError:
-            faults.append(f"{name}: missing; it must be {describe(field)}")
+            faults.append(f"{name}: missing; it must be {describe(field, name in folders)}")
     return values, faults
 
 
-def _value(field: InputField, text: str) -> object:
+def _value(field: InputField, text: str, folder: bool) -> object:
     """The text as the field's type, within its limits. Raises ValueError that says what is allowed."""
     if field.type.primitive is PrimitiveType.PATH:
-        if text.startswith(("http://", "https://", "data:")):
-            return cog.Path.validate(text)
-        return cog.Path(_file(text.removeprefix("@")))
+        return files.meant(text.removeprefix("@").strip(), describe(field, folder), folder)
     if text.startswith("@"):
         text = _read(text[1:])
     if not text and field.type.repetition is Repetition.OPTIONAL and field.type.primitive is not PrimitiveType.STRING:
@@ -130,7 +132,7 @@ def _value(field: InputField, text: str) -> object:
         value = _convert(field.type.primitive, text)
         return check_input({field.name: field}, {field.name: value})[field.name]
     except ValueError as error:
-        raise ValueError(f"{text!r} is not {describe(field)}") from error
+        raise ValueError(f"{files.cut(text)!r} is not {describe(field)}") from error
 
 
 def _convert(primitive: PrimitiveType, text: str) -> object:
@@ -160,27 +162,20 @@ def _secret(field: InputField, text: str | None, environ: Mapping[str, str]) -> 
     return cog.Secret(_read(text[1:]))
 
 
-def _file(name: str) -> Path:
-    path = Path(name)
-    if not path.is_file():
-        raise ValueError(f"there is no file {path} in {Path.cwd()}" if not path.is_absolute() else f"no file {path}")
-    return path.absolute()
-
-
 def _read(name: str) -> str:
     try:
-        return _file(name).read_text(encoding="utf-8-sig").rstrip("\r\n")
+        return files.local(name).read_text(encoding="utf-8-sig").rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} is not text in UTF-8; where the input takes a path, write it without @") from error
 
 
-def describe(field: InputField) -> str:
-    """What a value of the field must be: `a whole number from 1 to 6000`."""
+def describe(field: InputField, folder: bool = False) -> str:
+    """What a value of the field must be: `a whole number from 1 to 6000`. `folder`: it may be a folder too."""
     if field.choices:
         return " or ".join(str(choice) for choice in field.choices)
     match field.type.primitive:
         case PrimitiveType.PATH:
-            return "@FILE or a URL"
+            return "@FILE, a folder or a URL" if folder else "@FILE or a URL"
         case PrimitiveType.SECRET:
             return "@FILE, or from the environment"
         case PrimitiveType.BOOL:
@@ -217,7 +212,7 @@ inputs:"""
     lines = [usage]
     for field in signature.inputs.values():
         optional = field.type.repetition is Repetition.OPTIONAL
-        kind = describe(field)
+        kind = describe(field, field.name in command.folders)
         if field.type.primitive is PrimitiveType.SECRET:
             kind += f": {field.name}=@FILE, or {field.name} alone for ${field.name.upper()}"
         if field.default is not None:
@@ -225,6 +220,8 @@ inputs:"""
             kind += f"; {default} if not given"
         elif not optional:
             kind += "; required"
+        if field.deprecated:
+            kind += "; an old name"
         lines.append(f"  {field.name}: {kind}")
         if field.description:
             lines.append(textwrap.fill(field.description, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6))
@@ -293,8 +290,11 @@ def importing() -> Iterator[None]:
 
 
 def fetch(values: Mapping[str, object]) -> dict[str, object]:
-    """The values with every URL downloaded to a temporary file, as Cog's server does it before a run."""
-    return {name: value.convert() if isinstance(value, cog.URLPath) else value for name, value in values.items()}
+    """The values with every address downloaded to a temporary file, and every folder packed into one.
+
+    Raises ValueError that begins with the input's name where one cannot be had.
+    """
+    return {name: files.fetched(name, value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
 def move_into_place(made: Mapping[Path, bytes | Path]) -> None:

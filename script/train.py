@@ -15,6 +15,7 @@ COMMAND = cli.Command(
     program="script/train",
     summary="Trains a FLUX LoRA on a zip of pictures, as Cog would, without Docker.",
     output="trained_model.tar",
+    folders=("input_images",),
 )
 BESIDE = {
     "report/preview.webp": ("preview.webp", "Before and after"),

@@ -540,6 +540,21 @@ def test_what_is_left_empty_is_decided_by_the_pictures_and_the_priority_and_told
     assert {"steps", "resolutions"} <= set(decided.record()["reasons"])
 
 
+@pytest.mark.parametrize("lora_type", ["subject", "style"])
+def test_one_background_for_all_pictures_of_a_subject_is_a_warning(lora_type: str, work: Path, tmp_path: Path) -> None:
+    path = tmp_path / "wall.zip"
+    with zipfile.ZipFile(path, "w") as out:
+        for i in range(5):
+            data, picture = BytesIO(), Image.new("RGB", (128, 128), (200, 190, 180))
+            picture.paste((40 * i, 20, 90), (40, 40 + 4 * i, 90, 128))
+            picture.save(data, "PNG")
+            out.writestr(f"{i}.png", data.getvalue())
+    lines: list[str] = []
+    job.gather(_desk(path, work, lines, lora_type=lora_type), {})
+    told = any(line.startswith("warning: nearly all pictures have the same background") for line in lines)
+    assert told == (lora_type == "subject")
+
+
 def test_the_check_tells_what_was_made_of_the_inputs_and_warns_of_what_has_no_effect(archive: Path) -> None:
     lines: list[str] = []
     request = a_request(archive, notes=("lora_rank: 8, given as rank",), wandb_project="p")

@@ -136,7 +136,7 @@ def test_the_names_that_other_trainers_have_count_and_are_told(trainer):
     """Cog drops a name that is in no signature without a word to the caller: only its own output tells of it."""
     asked = {"trigger_phrase": '"VEK",', "is_style": True, "autocaption": False, "steps": 1, "rank": 2}
     answer = trainer.train(
-        input_images=FEW, **asked, mode="style", priority="speed", prior_loss_weight=0, no_such_input=1
+        input_images=FEW, **asked, mode="style", priority="speed", preservation="off", no_such_input=1
     )
     assert answer["status"] == "succeeded", answer
     files = members(answer)

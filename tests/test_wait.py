@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lora import wait
+from lora import wait, web
 from lora.file import source
 
 ROOT = Path(__file__).parent.parent
@@ -45,7 +45,7 @@ def test_a_cancel_does_not_wait_for_a_download_that_has_stalled(tmp_path: Path) 
             cancelled = time.monotonic()
             assert training.ident is not None
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(training.ident), ctypes.py_object(Cancelled))
-            training.join(source.TIMEOUT)
+            training.join(web.TIMEOUT)
             seconds = time.monotonic() - cancelled
     assert [type(end) for end in ends] == [Cancelled]
     assert seconds < 2

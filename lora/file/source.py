@@ -5,28 +5,21 @@ Whatever it is, one safetensors file comes out; its content is `weights.read`'s 
 
 import base64
 import binascii
-import http.client
 import os
 import re
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, unquote_to_bytes, urlsplit
 
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
 
-from lora import disk, wait
+from lora import disk, wait, web
 from lora.file import weights
 from lora.pictures import archive
 from lora.request import without_secrets
 
 MAX_BYTES = 4 * 2**30
 """Of a download. A LoRA of rank 128 on every layer of FLUX.1 in 32 bits has 2 GiB."""
-TIMEOUT = 30.0
-"""Seconds without a byte."""
-TRIES = 3
 SHOWN = 200
 """Characters of an input that a message shows."""
 USUAL_NAMES = ("lora.safetensors", "pytorch_lora_weights.safetensors")
@@ -181,37 +174,15 @@ def _from_hub(repository: str, file: str, revision: str | None, folder: Path, to
                 f"the Hugging Face Hub refuses the token for {repository}; give one that may read it, from"
                 " https://huggingface.co/settings/tokens"
             ) from None
-        told = f"{type(error).__name__}: {_told(error)}"
+        told = f"{type(error).__name__}: {web.told(error)}"
         raise ValueError(f"{where} could not be fetched from the Hub ({told})") from None
 
 
 def _download(url: str, folder: Path) -> Path:
-    """Tries again where the network fails or the server is unwell; follows redirects to http(s) alone."""
+    """The file at a web address, which is no web page."""
     folder.mkdir(parents=True, exist_ok=True)
     path, called = folder / "download", _shown(url)
-    for attempt in range(1, TRIES + 1):
-        try:
-            _stream(url, path)
-            break
-        except urllib.error.HTTPError as error:
-            if error.code in (401, 403):
-                raise ValueError(
-                    f"{called} answers {error.code} {_told(error.reason)}: it asks for a login; add your token to the"
-                    " address (?token=…, as Civitai takes it), or give one that needs none"
-                ) from None
-            if error.code < 500 or attempt == TRIES:
-                raise ValueError(f"{called} answers {error.code} {_told(error.reason)}") from None
-        except (http.client.InvalidURL, UnicodeError):  # their texts hold what the address does
-            raise ValueError(
-                f"{called} is no address that can be asked: a port is a number, a space is written %20, and no user or"
-                " password may be in it; copy it again"
-            ) from None
-        except disk.DiskError:
-            raise
-        except (OSError, EOFError, http.client.HTTPException) as error:
-            if attempt == TRIES:
-                raise ValueError(f"{called} could not be fetched: {_told(error)}") from None
-        time.sleep(2 ** (attempt - 1))
+    web.download(url, path, MAX_BYTES)
     with path.open("rb") as file:
         if archive.is_web_page(file.read(512)):
             raise ValueError(
@@ -219,29 +190,3 @@ def _download(url: str, folder: Path) -> Path:
                 " or asks for a login"
             )
     return path
-
-
-def _stream(url: str, path: Path) -> None:
-    handlers = (urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler)
-    opener = urllib.request.OpenerDirector()  # build_opener would add ftp, file and data, for redirects too
-    for handler in (*handlers, urllib.request.HTTPRedirectHandler):
-        opener.add_handler(handler())
-    opener.add_handler(urllib.request.HTTPDefaultErrorHandler())
-    opener.add_handler(urllib.request.HTTPErrorProcessor())
-    opener.add_handler(urllib.request.UnknownHandler())
-    request = urllib.request.Request(url, headers={"User-Agent": "flux-lora-trainer"})
-    with opener.open(request, timeout=TIMEOUT) as answer, disk.writing(path), path.open("wb") as out:
-        announced, done = answer.length, 0
-        while block := answer.read(1 << 20):
-            done += len(block)
-            if done > MAX_BYTES:
-                raise ValueError(f"{_shown(url)} is larger than {MAX_BYTES / 2**30:g} GiB: no LoRA is")
-            out.write(block)
-    if announced is not None and done < announced:
-        raise EOFError(f"it ended after {done} bytes of {announced}")
-
-
-def _told(error: object) -> str:
-    """The first line of an error, in which the addresses are without their secrets."""
-    line = str(error).strip().partition("\n")[0][:SHOWN]
-    return re.sub(r"//[^/\s]*@", "//", re.sub(r"[?#][^\s'\"]*", "", line))

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2VLImageProcessorPil
 
 from bench import captioner as benchmark
-from captioner import questions, text
+from captioner import look, questions, text
 from captioner.caption import (
     GRID,
     MAX_PIXELS,
@@ -475,6 +475,73 @@ def test_the_command_writes_what_is_missing_and_never_over_a_users_text(set_of_f
     assert written == {"0.txt": "my TOK"} | others
     assert command.main([str(set_of_files), "-i", "trigger_word=TIK"]) == 0  # nothing is missing now
     assert (set_of_files / "3.txt").read_text() == caption
+
+
+def test_the_command_puts_the_trigger_word_into_prefix_and_suffix(set_of_files: Path, scripted: None) -> None:
+    ends = ["-i", "caption_prefix=[Trigger] today:", "-i", "autocaption_suffix=, [TRIGGER] style"]
+    assert command.main([str(set_of_files), "-i", "trigger_word=TIK,", *ends]) == 0
+    assert (set_of_files / "3.txt").read_text() == "TIK today: A dog runs on sand, TIK style\n"
+
+
+def test_the_command_names_every_damaged_picture_before_it_loads_the_model(
+    set_of_files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("captioner.caption.load", lambda *_: pytest.fail("the model is loaded"))
+    for name in ("4.png", "5.png"):
+        (set_of_files / name).write_bytes(b"\x89PNG\r\n\x1a\nno more")
+    assert command.main([str(set_of_files)]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("script/caption: PICTURES: ")
+    assert "4.png" in told
+    assert "5.png" in told
+    assert "input_images" not in told
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "zip"])
+def test_the_check_says_what_will_train_badly_and_writes_nothing(
+    packed: bool,
+    set_of_files: Path,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked: list[str] = []
+
+    def answer(_: Captioner, pictures: list[Image.Image], question: str, *__: object) -> list[str]:
+        asked.append(question)
+        return ["people: 2\nface: clear\nblurred: no\nbackground: a beach\nclothes: none"] * len(pictures)
+
+    monkeypatch.setenv("CAPTIONER", str(folder))
+    monkeypatch.setattr(Captioner, "answer", answer)
+    source = set_of_files
+    if packed:
+        source = tmp_path / "dogs.zip"
+        with zipfile.ZipFile(source, "w") as archive:
+            for file in set_of_files.iterdir():
+                archive.write(file, file.name)
+    before = sorted(tmp_path.rglob("*"))
+    assert command.main(["--check", str(source), "-i", "mode=character"]) == 0
+    told = capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before
+    assert set(asked) == {look.QUESTION}
+    assert len(asked) == 2, "seven pictures in batches of four"
+    assert "warning: several people, so the word comes to mean any of them: crop to one, or say" in told
+    assert "warning: 7 of 7 pictures have the same background (beach)" in told
+    assert "look alike" in told, "2.png and 2.jpg"
+    assert "enlarged by more than 2" in told
+    assert told.splitlines()[-1].startswith("7 pictures, 1 of them with a caption: ")
+
+
+def test_the_check_goes_by_pixels_where_no_model_is_at_hand(
+    set_of_files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CAPTIONER", "/no/such/model")
+    assert command.main(["--check", str(set_of_files)]) == 0
+    told = capsys.readouterr().out
+    assert "looked at by pixels alone" in told
+    assert "look alike" in told
+    assert command.main(["--check", str(set_of_files), "-o", "x"]) == 2
 
 
 def test_the_command_unpacks_an_archive_into_a_new_folder(

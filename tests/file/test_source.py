@@ -14,6 +14,7 @@ import pytest
 
 from lora.disk import DiskError
 from lora.file import source
+from lora.web import TRIES
 from tests import hub_server
 from tests.hub_server import WRITE_TOKEN, Hub
 
@@ -57,7 +58,7 @@ class _Connection(socketserver.StreamRequestHandler):
 
 @pytest.fixture
 def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
-    monkeypatch.setattr(source.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("lora.web.time.sleep", lambda seconds: None)
     with Web() as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield server
@@ -171,7 +172,7 @@ def test_an_answer_that_is_no_whole_http_is_asked_for_again_and_then_told(
     told = _refusal(f"{web.url}/lora.safetensors?key=secret", tmp_path)
     assert says in told
     assert "127.0.0.1/lora.safetensors could not be fetched" in told
-    assert len(web.asked) == source.TRIES
+    assert len(web.asked) == TRIES
 
 
 @pytest.mark.parametrize(

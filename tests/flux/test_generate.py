@@ -382,7 +382,7 @@ def _fetched(origin: str, tmp_path: Path) -> bytes:
 def test_a_file_a_folder_a_tar_and_their_addresses_give_the_same(
     lora_file: Path, tar: Path, web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("lora.web.time.sleep", lambda seconds: None)
     for origin in (
         *(str(lora_file), str(tar), str(lora_file.parent), f" {lora_file} "),
         *(f"{web}/{path}" for path in ("mine.safetensors", "trained_model.tar?sig=1", "away/mine.safetensors")),
@@ -408,7 +408,7 @@ def test_a_file_a_folder_a_tar_and_their_addresses_give_the_same(
 def test_what_cannot_be_fetched_is_named_without_its_secrets(
     origin: str, says: str, web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("lora.web.time.sleep", lambda seconds: None)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=rf"^lora_weights: .*({says})") as caught:
         _fetched(origin.format(web=web), tmp_path)

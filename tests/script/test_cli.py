@@ -15,7 +15,7 @@ from PIL import Image
 from script import cli, signature
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND = cli.Command(program="script/example", summary="An example.", output="out.bin")
+COMMAND = cli.Command(program="script/example", summary="An example.", output="out.bin", folders=("zip",))
 SOURCE = """
 from typing import Optional
 from cog import Input, Path, Secret
@@ -29,6 +29,7 @@ def f(
     text: Optional[str] = Input(default=None, description="A text."),
     careful: bool = Input(default=True, description="Care."),
     hub_token: Optional[Secret] = Input(default=None, description="A token."),
+    word_again: Optional[str] = Input(default=None, description="Word.", min_length=1, max_length=5, deprecated=True),
 ) -> Path:
     pass
 """
@@ -59,6 +60,7 @@ def test_what_is_not_given_has_its_default(example, tmp_path):
         "text": None,
         "careful": True,
         "hub_token": None,
+        "word_again": None,
     }
 
 
@@ -159,7 +161,8 @@ def test_help_shows_every_input_with_its_type_limits_default_and_description(exa
     for field in example.inputs.values():
         assert f"  {field.name}: " in said
         assert field.description in said
-    assert "zip: @FILE or a URL; required" in said
+    assert "zip: @FILE, a folder or a URL; required" in said
+    assert "word_again: text of 1 to 5 characters; an old name" in said
     assert "steps: a whole number from 1 to 20; 10 if not given" in said
     assert "word: text of 1 to 5 characters; TOK if not given" in said
     assert "careful: true or false; true if not given" in said

@@ -19,9 +19,9 @@ def test_a_table_without_names_has_every_input_with_what_it_may_be() -> None:
 
 
 def test_names_choose_the_rows_and_their_order() -> None:
-    rows = docs.with_tables(PAGE.format(names=" seed autocaption")).splitlines()[2:-2]
+    rows = docs.with_tables(PAGE.format(names=" seed hf_private")).splitlines()[2:-2]
     assert rows[:2] == ["| input | default | meaning |", "| --- | --- | --- |"]
-    assert [row.split(" | ")[:2] for row in rows[2:]] == [["| `seed`", "empty"], ["| `autocaption`", "empty"]]
+    assert [row.split(" | ")[:2] for row in rows[2:]] == [["| `seed`", "empty"], ["| `hf_private`", "`true`"]]
 
 
 def test_a_name_that_is_no_input_is_refused() -> None:
