@@ -44,6 +44,8 @@ class Weights:
     """The header's own, the empty one where there is none."""
     has_alphas: bool
     """Whether it holds `.alpha` keys."""
+    by_header: bool = False
+    """Whether the strength of a layer is the header's alpha's, which some loaders do not read."""
     left_out: dict[str, list[str]] = field(default_factory=dict)
     """Keys of which nothing is made, by the part that they are."""
     keys: tuple[str, ...] = ()
@@ -87,6 +89,7 @@ def read(path: Path) -> Weights:
         text={name: layer[:2] for name, layer in text.items()},
         metadata=metadata,
         has_alphas=parsed.alphas,
+        by_header=any(layers[name] is not parsed.layers[name] for name in layers),
         left_out=parsed.left_out,
         keys=tuple(tensors),
     )
