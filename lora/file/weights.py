@@ -142,13 +142,13 @@ def _expression(pattern: str) -> re.Pattern[str]:
 def tensors_of(lora: Weights, naming: str = "diffusers") -> dict[str, Tensor]:
     """Everything of a LoRA as a file's tensors under `naming`, one of `names.NAMINGS`.
 
-    Raises ValueError where the naming has no place for a part: biases and a DoRA's magnitudes have one in diffusers'
+    Raises ValueError where the naming has no place for a part: biases and a DoRA's magnitudes are written for diffusers
     alone, the text encoder's layers in diffusers' and in kohya's.
     """
     tensors = names.to_naming(naming, lora.pairs)
     if naming != "diffusers" and (lora.biases or lora.magnitudes):
         part = "biases" if lora.biases else "the magnitudes of a DoRA"
-        raise ValueError(f"{part} have no place there; diffusers' names have")
+        raise ValueError(f"{part} are written under diffusers' names alone")
     for layer, (a, b) in lora.text.items():
         if naming == "kohya":
             stem = f"lora_te1_text_model_{layer.replace('.', '_')}"

@@ -142,15 +142,7 @@ def test_at_flux1s_size_diffusers_reads_what_its_converters_are_made_for(
 
 @pytest.mark.parametrize("layout", lora_files.LAYOUTS)
 def test_comfyui_reads_a_file_by_the_names_of_its_layers(layout: str, file: Path) -> None:
-    pairs = a_lora(2, width=48)
-    sizes = {layer: (len(b), a.shape[1]) for layer, (a, b) in pairs.items()} | {
-        "transformer_blocks.0.norm1.linear": (288, 48),
-        "transformer_blocks.0.norm1_context.linear": (288, 48),
-        "single_transformer_blocks.0.norm.linear": (144, 48),
-        **dict.fromkeys(names.OUTSIDE, (64, 48)),
-    }
-    text = {f"encoder.layers.0.{layer}": (16, 16) for layer in lora_files.CLIP_LAYERS}
-    lora_files.write(layout, Maker(sizes, text), file)
+    lora_files.write(layout, Maker(lora_files.SIZES, lora_files.TEXT_SIZES), file)
     answer = judge._comfy(weights.read(file))
     wanted = "yes" if layout in COMFY_READS else "in part: " if layout in COMFY_IN_PART else "no: "
     assert answer.startswith(wanted), answer
@@ -171,9 +163,7 @@ def test_a_layers_change_is_the_norm_of_its_product() -> None:
 def test_the_page_of_a_lora_with_more_than_a_and_b_says_so_and_it_is_sound(
     file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sizes = {layer: (len(b), a.shape[1]) for layer, (a, b) in a_lora(2, width=48).items()}
-    text = {f"encoder.layers.0.{layer}": (16, 16) for layer in lora_files.CLIP_LAYERS}
-    tensors, _ = lora_files.LAYOUTS["kohya with text"](Maker(sizes, text))
+    tensors, _ = lora_files.LAYOUTS["kohya with text"](Maker(lora_files.SIZES, lora_files.TEXT_SIZES))
     tensors["lora_te3_encoder_block_0_layer_0_SelfAttention_k.lora_down.weight"] = torch.ones(2, 2)
     save_file(tensors, file)
     assert inspect.main([str(file)]) == 0
