@@ -139,9 +139,7 @@ def test_a_training_goes_on_from_another_tools_lora_with_the_layers_of_the_modul
     file = lora_files.write("ai-toolkit", maker, tmp_path / "earlier.safetensors")
     lines: list[str] = []
     tar = _train(tmp_path, lines.append, resume_from=str(file), training_steps=1)
-    assert "layers: 31 of the earlier LoRA are trained too, such as transformer_blocks.0.norm1.linear" in "\n".join(
-        lines
-    )
+    assert any(re.match(r"layers: 31 of the earlier LoRA are trained too, such as", line) for line in lines)
     packed = weights.read(weights.take_out(tar, tmp_path))
     assert packed.pairs.keys() == maker.gains.keys()
     for layer, (a, b) in packed.pairs.items():
