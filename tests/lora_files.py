@@ -268,6 +268,17 @@ def _dora(part: str) -> Callable[[Maker], tuple[Tensors, dict[str, str]]]:
     return make
 
 
+def _dora_scales(maker: Maker) -> tuple[Tensors, dict[str, str]]:
+    """As LyCORIS names a DoRA's magnitudes, a column each."""
+    tensors, _ = _onetrainer(attention_alone=True)(maker)
+    scales = {
+        key.replace("lora_up.weight", "dora_scale"): 1 + torch.rand(len(t), 1, generator=maker.generator).half()
+        for key, t in tensors.items()
+        if key.endswith("lora_up.weight")
+    }
+    return tensors | scales, {}
+
+
 def _alpha_pattern(maker: Maker) -> tuple[Tensors, dict[str, str]]:
     tensors: Tensors = {}
     for layer in maker.usual():
@@ -351,6 +362,7 @@ LAYOUTS: dict[str, Callable[[Maker], tuple[Tensors, dict[str, str]]]] = {
     "bias changes": _bias_changes(zero=False),
     "dora": _dora(""),
     "dora in part": _dora(".attn."),
+    "dora scales": _dora_scales,
     "alpha pattern": _alpha_pattern,
     "rank pattern": _rank_pattern,
     "rank stabilised": _rank_stabilised,

@@ -61,7 +61,9 @@ def read(path: Path) -> Weights:
     """Raises ValueError that names the file where it is no safetensors, damaged, or no LoRA for FLUX: then its kind."""
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no mapping
+            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118, it is no mapping
+            kind = kinds.of(shapes)  # a whole checkpoint would fill the memory
+            tensors = {} if kind else {key: file.get_tensor(key) for key in shapes}
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         if zipfile.is_zipfile(path):
@@ -70,7 +72,7 @@ def read(path: Path) -> Weights:
             ) from error
         raise ValueError(f"{path.name} is not a whole safetensors file: {error}") from error
     try:
-        if kind := kinds.of(tensors):
+        if kind:
             raise ValueError(f"it is {kind.name}; {kind.reader}")
         parsed = keys.parse({key: _plain(key, tensor) for key, tensor in tensors.items()})
         layers, text = parsed.layers, parsed.text

@@ -15,6 +15,7 @@ NOT_JOINED = {
     "bias changes": "biases are written under diffusers' names alone",
     "dora": "the magnitudes of a DoRA are written under diffusers' names alone",
     "dora in part": "the magnitudes of a DoRA are written under diffusers' names alone",
+    "dora scales": "the magnitudes of a DoRA are written under diffusers' names alone",
     "mixed ranks": "they can only be joined at the same rank",
     "rank pattern": "they can only be joined at the same rank",
 }

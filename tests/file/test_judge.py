@@ -24,7 +24,7 @@ ALL = {
 COMFY_READS = {
     *("diffusers", "ai-toolkit", "old halves", "alphas", "no prefix", "kohya", "kohya with text", "kohya of attention"),
     *("comfy", "onetrainer attention", "onetrainer", "lycoris", "float8", "zero bias changes", "bias changes"),
-    *("mixed ranks", "two namings", "zero b", "diffusers with text"),
+    *("dora scales", "mixed ranks", "two namings", "zero b", "diffusers with text"),
 }
 """Layouts of which every key is in the map that its `model_lora_keys_unet` and `model_lora_keys_clip` make."""
 COMFY_IN_PART = {"bias", "dora", "dora in part", "alpha pattern", "rank pattern", "rank stabilised"}

@@ -14,7 +14,7 @@ from lora.training import resume
 from tests import lora_files
 from tests.lora_files import Maker
 
-REFUSED = {"dora", "dora in part"}
+REFUSED = {"dora", "dora in part", "dora scales"}
 
 
 def _earlier(layout: str, flux: FluxTransformer2DModel, folder: Path) -> tuple[Weights, Maker]:
