@@ -5,6 +5,7 @@ alone. Whoever asks has them drawn one at a time, and memory does not grow with 
 small, and drawn a few together.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,9 @@ def put_on(pipeline: FluxPipeline, loras: Sequence[Lora], log: Callable[[str], N
     scales: dict[str, float] = {}
     for number, (lora, own) in enumerate(ready):
         for part, tensors in enumerate(fitting.adapters(own)):
-            pipeline.load_lora_weights(tensors, adapter_name=f"lora_{number}_{part}")
+            with warnings.catch_warnings():  # peft warns of every adapter after the first
+                warnings.filterwarnings("ignore", "Already found a `peft_config`")
+                pipeline.load_lora_weights(tensors, adapter_name=f"lora_{number}_{part}")
             scales[f"lora_{number}_{part}"] = lora.scale
     if scales:
         pipeline.set_adapters(list(scales), list(scales.values()))

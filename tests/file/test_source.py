@@ -277,8 +277,8 @@ def test_a_data_address_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ),
         ("civitai.com/models/12345", "https://civitai.com/api/download/models/<version's number>"),
         ("https://replicate.com/me/my-lora/versions/5c7d", "is a page of Replicate: give the address of the weights"),
-        (f"me/my-lora/{'5c' * 32}", "looks like a version of a model on Replicate"),
-        (f"me/my-lora:{'5c' * 32}", "looks like a version of a model on Replicate"),
+        (f"me/my-lora/{'5c' * 32}", "is no file here, and a version of a model on Replicate cannot"),
+        (f"me/my-lora:{'5c' * 32}", "is no file here, and a version of a model on Replicate cannot"),
         ("me/my-lora/folder", "a file on the Hub is owner/name/file.safetensors"),
     ],
 )
