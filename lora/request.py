@@ -155,7 +155,8 @@ class TrainRequest:
             source = self.resume_from
             hub = HUB_ID.fullmatch("/".join(source.split("/")[:2]))
             # Path.is_file raises where a name is too long, before Python 3.14
-            if not (os.path.isfile(source) or source[:8].lower() == "https://" or hub):
+            address = source[:8].lower() == "https://" or source[:5].lower() == "data:"
+            if not (address or hub or os.path.isfile(source)):
                 shown = without_secrets(source[:200])
                 faults.append(
                     f"resume_from: {shown!r} is no file here, no https URL, and no owner/name of the Hugging Face Hub"
@@ -187,7 +188,10 @@ class TrainRequest:
 
 
 def without_secrets(address: str) -> str:
-    """An address without its user, port, query and fragment, in which presigned ones carry their keys."""
+    """An address without its user, port, query and fragment, in which presigned ones carry their keys, or a `data:`
+    address without its content."""
+    if address[:5].lower() == "data:":
+        return f"{address.partition(',')[0][:60]},..."
     scheme, found, rest = re.split(r"[?#]", address, maxsplit=1)[0].partition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme}{found}{re.sub(r':[0-9]*$', '', host.rpartition('@')[2])}{slash}{path}"

@@ -1,6 +1,7 @@
 """Writes a LoRA under other names: the Python behind script/convert."""
 
 import argparse
+import dataclasses
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -38,14 +39,18 @@ def main(argv: Sequence[str]) -> int:
             )
         with tempfile.TemporaryDirectory() as folder:
             lora = weights.read(weights.take_out(path, Path(folder)))
+            left_out = dict(lora.left_out)
+            if arguments.to == "bfl" and lora.text:
+                left_out["the CLIP text encoder, which has no place under these names"] = list(lora.text)
+                lora = dataclasses.replace(lora, text={})
             weights.write_whole(Path(folder) / "converted", lora, arguments.to)
             cli.move_into_place({output: Path(folder) / "converted"})
     except (ValueError, OSError) as error:
         print(f"script/convert: {error}", file=sys.stderr)
         return 1
     print(f"{output} ({lora.naming} -> {arguments.to}, {len(lora.pairs)} layers)")
-    for part, left in lora.left_out.items():
-        print(f"left out, {len(left)} keys of {part}: {some(left)}")
+    for part, left in left_out.items():
+        print(f"left out, {len(left)} of {part}: {some(left)}")
     return 0
 
 

@@ -16,6 +16,26 @@ from lora.file.names import DOUBLE, DOUBLE_JOINED, OUTSIDE, SINGLE
 
 Tensors = dict[str, Tensor]
 CLIP_LAYERS = (*(f"self_attn.{x}_proj" for x in ("q", "k", "v", "out")), "mlp.fc1", "mlp.fc2")
+TEXT_SIZES = {f"encoder.layers.0.{layer}": (16, 16) for layer in CLIP_LAYERS}
+SIZES = {
+    **{f"transformer_blocks.0.{layer}": (48, 48) for joined in DOUBLE_JOINED.values() for layer in joined},
+    **{f"transformer_blocks.0.attn.{layer}": (48, 48) for layer in ("to_out.0", "to_add_out")},
+    **{f"transformer_blocks.0.{mlp}.net.0.proj": (192, 48) for mlp in ("ff", "ff_context")},
+    **{f"transformer_blocks.0.{mlp}.net.2": (48, 192) for mlp in ("ff", "ff_context")},
+    **{f"transformer_blocks.0.{norm}.linear": (288, 48) for norm in ("norm1", "norm1_context")},
+    **{f"single_transformer_blocks.0.attn.to_{x}": (48, 48) for x in "qkv"},
+    "single_transformer_blocks.0.proj_mlp": (192, 48),
+    "single_transformer_blocks.0.proj_out": (48, 240),
+    "single_transformer_blocks.0.norm.linear": (144, 48),
+    "x_embedder": (48, 64),
+    "context_embedder": (48, 24),
+    **{f"time_text_embed.{x}_embedder.linear_1": (48, 256) for x in ("timestep", "guidance")},
+    "time_text_embed.text_embedder.linear_1": (48, 12),
+    **{f"time_text_embed.{x}_embedder.linear_2": (48, 48) for x in ("timestep", "guidance", "text")},
+    "norm_out.linear": (96, 48),
+    "proj_out": (64, 48),
+}
+"""(outputs, inputs) of a FLUX of one double and one single block, 48 wide, and of a CLIP text encoder of one layer."""
 QKV = ("attn.to_q", "attn.to_k", "attn.to_v")
 
 
@@ -248,6 +268,17 @@ def _dora(part: str) -> Callable[[Maker], tuple[Tensors, dict[str, str]]]:
     return make
 
 
+def _dora_scales(maker: Maker) -> tuple[Tensors, dict[str, str]]:
+    """As LyCORIS names a DoRA's magnitudes, a column each."""
+    tensors, _ = _onetrainer(attention_alone=True)(maker)
+    scales = {
+        key.replace("lora_up.weight", "dora_scale"): 1 + torch.rand(len(t), 1, generator=maker.generator).half()
+        for key, t in tensors.items()
+        if key.endswith("lora_up.weight")
+    }
+    return tensors | scales, {}
+
+
 def _alpha_pattern(maker: Maker) -> tuple[Tensors, dict[str, str]]:
     tensors: Tensors = {}
     for layer in maker.usual():
@@ -331,6 +362,7 @@ LAYOUTS: dict[str, Callable[[Maker], tuple[Tensors, dict[str, str]]]] = {
     "bias changes": _bias_changes(zero=False),
     "dora": _dora(""),
     "dora in part": _dora(".attn."),
+    "dora scales": _dora_scales,
     "alpha pattern": _alpha_pattern,
     "rank pattern": _rank_pattern,
     "rank stabilised": _rank_stabilised,

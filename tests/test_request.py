@@ -165,7 +165,14 @@ def test_no_steps_make_sense_with_an_earlier_lora_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["me/x", "me/x/sub/lora.safetensors", "https://example.com/trained_model.tar?sig=1", "HTTPS://x.org/a"]
+    "source",
+    [
+        "me/x",
+        "me/x/sub/lora.safetensors",
+        "https://example.com/trained_model.tar?sig=1",
+        "HTTPS://x.org/a",
+        "Data:;base64,AA==",
+    ],
 )
 def test_an_earlier_lora_is_a_hub_id_or_a_url(source: str, tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"")

@@ -18,10 +18,12 @@ from PIL import Image
 
 from lora import job
 from lora.file import weights
-from lora.flux import base
+from lora.flux import adapter, base
 from lora.result import preview
 from lora.result.preview import Preview
 from script import inspect
+from tests import lora_files
+from tests.lora_files import Maker
 from tests.test_request import a_request
 
 PROMPT = "a red house on a white background"
@@ -126,13 +128,25 @@ def test_a_later_training_begins_with_the_loss_at_which_the_earlier_one_ended(tr
         assert len(json.load(record)["decided"]["resume_from_sha256"]) == 64
 
 
-def test_a_lora_that_does_not_fit_is_refused_with_how_it_differs(trained: Trained, tmp_path: Path) -> None:
+def test_a_lora_of_a_higher_rank_is_refused_before_anything_is_made(trained: Trained, tmp_path: Path) -> None:
     lines: list[str] = []
-    with pytest.raises(ValueError, match="resume_from: this LoRA does not fit:") as caught:
-        _train(tmp_path, lines.append, resume_from=str(trained.tar), lora_rank=8, layers_to_optimize_regex=None)
-    assert "its rank is 4, and lora_rank is 8: set lora_rank to 4" in str(caught.value)
-    assert "it lacks 24 of the 39 layers" in str(caught.value)
+    with pytest.raises(ValueError, match="this LoRA has layers of rank 4, and lora_rank is 2: set lora_rank to 4"):
+        _train(tmp_path, lines.append, resume_from=str(trained.tar), lora_rank=2)
     assert "== captioning" not in lines
+
+
+def test_a_training_goes_on_from_another_tools_lora_with_the_layers_of_the_modulation(tmp_path: Path) -> None:
+    flux = base.find(None, None).skeleton()
+    maker = Maker(adapter.shapes(flux), {})
+    file = lora_files.write("ai-toolkit", maker, tmp_path / "earlier.safetensors")
+    lines: list[str] = []
+    tar = _train(tmp_path, lines.append, resume_from=str(file), training_steps=1)
+    assert any(re.match(r"layers: 31 of the earlier LoRA are trained too, such as", line) for line in lines)
+    packed = weights.read(weights.take_out(tar, tmp_path))
+    assert packed.pairs.keys() == maker.gains.keys()
+    for layer, (a, b) in packed.pairs.items():
+        gain = maker.gains[layer]
+        assert 0 < (b.float() @ a.float() - gain).norm() < 0.5 * gain.norm(), f"{layer} has learned"
 
 
 def test_what_is_no_lora_is_refused_by_the_inputs_name(tmp_path: Path) -> None:

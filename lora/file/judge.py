@@ -215,7 +215,7 @@ def _comfy(lora: Weights) -> str:
         return "no: it finds no layer under these names (script/convert)"
     if lost:
         return f"in part: it passes over {len(lost)} of {len(known)} keys, such as {names.some(lost[:1])}"
-    if not lora.has_alphas and _header_scales(lora):
+    if lora.by_header:
         return "in part: it does not read the header's alpha, so the strength is another (script/convert)"
     return "yes"
 
@@ -230,19 +230,6 @@ def _comfy_reads(key: str) -> bool:
         return False
     bfl = place.naming == "bfl"
     return stem.startswith("diffusion_model.") if bfl else not stem.startswith("diffusion_model.transformer")
-
-
-def _header_scales(lora: Weights) -> bool:
-    header = lora.metadata.get(ADAPTER_HEADER, "")
-    found = (
-        re.search(r'"transformer\.lora_alpha": *([\d.]+)', header),
-        re.search(r'"transformer\.r": *([\d.]+)', header),
-    )
-    return (
-        bool(found[0] and found[1] and float(found[0][1]) != float(found[1][1]))
-        or bool(re.search(r'"transformer\.alpha_pattern": *\{ *"', header))
-        or bool(re.search(r'"transformer\.use_rslora": *true', header))
-    )
 
 
 def partial_attention(modules: Collection[str]) -> list[str]:
@@ -262,7 +249,8 @@ def partial_attention(modules: Collection[str]) -> list[str]:
 def change(pair: Pair) -> float:
     """Frobenius norm of B A, how much a layer's weights are changed, from r x r matrices alone."""
     a, b = (part.double() for part in pair)
-    return math.sqrt(max(0.0, torch.sum((b.T @ b) * (a @ a.T)).item()))
+    square = torch.sum((b.T @ b) * (a @ a.T)).item()
+    return 0.0 if square < 0 else math.sqrt(square)  # NaN stays NaN
 
 
 def describe(lora: Weights, path: Path) -> str:

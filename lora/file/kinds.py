@@ -1,10 +1,8 @@
 """What a safetensors file is that is no LoRA for FLUX.1, by its keys: in one sentence, with what reads it."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
-
-from torch import Tensor
 
 from lora.file import keys
 
@@ -120,8 +118,8 @@ FLUX2_RATIO = 6
 """Rows of FLUX.2's first MLP layer, which is gated, for each input: FLUX.1 has 4 in `img_mlp.0`."""
 
 
-def of(tensors: Mapping[str, Tensor]) -> Kind | None:
-    """The kind of a file that is no LoRA for FLUX.1; None where it may be one."""
+def of(tensors: Mapping[str, Sequence[int]]) -> Kind | None:
+    """The kind of a file of these shapes that is no LoRA for FLUX.1; None where it may be one."""
     if adapter := _found(_ADAPTERS, tensors):
         return adapter
     places = {key: found for key in tensors if (found := keys.read(key))}
@@ -133,12 +131,17 @@ def of(tensors: Mapping[str, Tensor]) -> Kind | None:
     if _found((_CONTROL,), tensors):
         return _CONTROL
     for key, found in halves.items():
-        tensor = tensors[key]
-        if found.layer in ("x_embedder", "img_in") and found.part == "A" and tensor.shape[-1] > PICTURE_CHANNELS:
+        shape = tensors[key]
+        if (
+            found.layer in ("x_embedder", "img_in")
+            and found.part == "A"
+            and len(shape) == 2
+            and shape[1] > PICTURE_CHANNELS
+        ):
             return _CONTROL._replace(name="a LoRA for FLUX.1 Control or Fill, which draws after a second picture")
         if found.layer.endswith((".img_mlp.0", ".txt_mlp.0")) and found.part == "B":
             a = tensors.get(key.replace("lora_B", "lora_A").replace("lora_up", "lora_down"))
-            if a is not None and a.ndim == tensor.ndim == 2 and len(tensor) == FLUX2_RATIO * a.shape[1]:
+            if a is not None and len(a) == len(shape) == 2 and shape[0] == FLUX2_RATIO * a[1]:
                 return next(kind for kind in _MODELS if "FLUX.2" in kind.name)
     return None
 

@@ -65,10 +65,10 @@ def _find(source: str, folder: Path, token: str | None) -> Path:
     part = r"[\w.-]{1,96}"
     if re.fullmatch(rf"{part}/{part}[:/]{part}", source) and not source.endswith(".safetensors"):
         raise ValueError(
-            f"{_shown(source)!r} looks like a version of a model on Replicate, which cannot be fetched by its name:"
+            f"{_shown(source)!r} is no file here, and a version of a model on Replicate cannot be fetched by its name:"
             " give the address of its weights (the training's output); a file on the Hub is owner/name/file.safetensors"
         )
-    if re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w./ -]+\.safetensors)?", source):
+    if re.fullmatch(rf"{part}/{part}(/[\w./ -]{{1,{SHOWN}}}\.safetensors)?", source):
         owner, name, *file = source.split("/")
         return _from_hub(f"{owner}/{name}", "/".join(file), None, folder, token)
     raise ValueError(

@@ -44,6 +44,8 @@ class Weights:
     """The header's own, the empty one where there is none."""
     has_alphas: bool
     """Whether it holds `.alpha` keys."""
+    by_header: bool = False
+    """Whether the strength of a layer is the header's alpha's, which some loaders do not read."""
     left_out: dict[str, list[str]] = field(default_factory=dict)
     """Keys of which nothing is made, by the part that they are."""
     keys: tuple[str, ...] = ()
@@ -59,7 +61,9 @@ def read(path: Path) -> Weights:
     """Raises ValueError that names the file where it is no safetensors, damaged, or no LoRA for FLUX: then its kind."""
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no mapping
+            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118, it is no mapping
+            kind = kinds.of(shapes)  # a whole checkpoint would fill the memory
+            tensors = {} if kind else {key: file.get_tensor(key) for key in shapes}
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         if zipfile.is_zipfile(path):
@@ -68,7 +72,7 @@ def read(path: Path) -> Weights:
             ) from error
         raise ValueError(f"{path.name} is not a whole safetensors file: {error}") from error
     try:
-        if kind := kinds.of(tensors):
+        if kind:
             raise ValueError(f"it is {kind.name}; {kind.reader}")
         parsed = keys.parse({key: _plain(key, tensor) for key, tensor in tensors.items()})
         layers, text = parsed.layers, parsed.text
@@ -87,6 +91,7 @@ def read(path: Path) -> Weights:
         text={name: layer[:2] for name, layer in text.items()},
         metadata=metadata,
         has_alphas=parsed.alphas,
+        by_header=any(layers[name] is not parsed.layers[name] for name in layers),
         left_out=parsed.left_out,
         keys=tuple(tensors),
     )
@@ -139,13 +144,13 @@ def _expression(pattern: str) -> re.Pattern[str]:
 def tensors_of(lora: Weights, naming: str = "diffusers") -> dict[str, Tensor]:
     """Everything of a LoRA as a file's tensors under `naming`, one of `names.NAMINGS`.
 
-    Raises ValueError where the naming has no place for a part: biases and a DoRA's magnitudes have one in diffusers'
+    Raises ValueError where the naming has no place for a part: biases and a DoRA's magnitudes are written for diffusers
     alone, the text encoder's layers in diffusers' and in kohya's.
     """
     tensors = names.to_naming(naming, lora.pairs)
     if naming != "diffusers" and (lora.biases or lora.magnitudes):
         part = "biases" if lora.biases else "the magnitudes of a DoRA"
-        raise ValueError(f"{part} have no place there; diffusers' names have")
+        raise ValueError(f"{part} are written under diffusers' names alone")
     for layer, (a, b) in lora.text.items():
         if naming == "kohya":
             stem = f"lora_te1_text_model_{layer.replace('.', '_')}"

@@ -3,8 +3,10 @@
 Files, folders, tars and redirects are in `test_generate.py`, a cancel in `test_wait.py`.
 """
 
+import base64
 import resource
 import socketserver
+import tarfile
 import threading
 import traceback
 from collections.abc import Iterator
@@ -223,3 +225,78 @@ def test_a_name_that_no_disk_takes_is_told(name: str, tmp_path: Path) -> None:
 )
 def test_a_path_where_nothing_lies_is_no_id_of_the_hub(name: str, tmp_path: Path) -> None:
     assert f"there is no file {name!r} where this runs; check its path" in _refusal(name, tmp_path)
+
+
+@pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden"])
+def test_a_file_behind_a_login_asks_for_the_token_in_the_address(status: str, web: Web, tmp_path: Path) -> None:
+    web.answers = [_answer(b"", status)]
+    told = _refusal(f"{web.url}/api/download/models/7?key=secret", tmp_path)
+    assert f"answers {status}: it asks for a login; add your token to the address (?token=" in told
+    assert len(web.asked) == 1
+
+
+# ---------------------------------------------------------------- other ways to name a LoRA
+
+
+@pytest.mark.parametrize(
+    "head", ["data:application/x-tar;base64,", "DATA:;base64,", "data:text/plain;charset=x;BASE64,"]
+)
+def test_a_data_address_holds_the_file_itself(head: str, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 3000
+    assert _fetched(head + base64.b64encode(content).decode(), tmp_path) == content
+
+
+def test_a_data_address_may_be_percent_encoded_and_hold_a_trainers_tar(tmp_path: Path) -> None:
+    assert _fetched("data:,a%20LoRA%00", tmp_path / "a") == b"a LoRA\0"
+    assert _fetched("data:;base64,YSBMb1JBLg%3D%3D", tmp_path / "b") == b"a LoRA."
+    (tmp_path / "x").write_bytes(LORA)
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.add(tmp_path / "x", "output/flux_train_replicate/lora.safetensors")
+    packed = base64.b64encode((tmp_path / "x.tar").read_bytes()).decode()
+    assert _fetched(f"data:application/x-tar;base64,{packed}", tmp_path / "c") == LORA
+
+
+@pytest.mark.parametrize("content", ["base64" * 200_000 + "!", "nothing"])
+def test_a_damaged_data_address_is_told_without_its_content(content: str, tmp_path: Path) -> None:
+    address = f"data:;base64,{content}" if content != "nothing" else "data:" + "x" * 900_000
+    told = _refusal(address, tmp_path)
+    assert f"this data: address of {len(address):,} characters is damaged" in told
+    assert len(told) < 300
+
+
+def test_a_data_address_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "MAX_BYTES", 50)
+    assert "holds more than" in _refusal(f"data:;base64,{'AAAA' * 20}", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("origin", "says"),
+    [
+        (
+            "https://civitai.com/models/12345/a-style?token=secret",
+            "is a page of Civitai: give the address of its Download",
+        ),
+        ("civitai.com/models/12345", "https://civitai.com/api/download/models/<version's number>"),
+        ("https://replicate.com/me/my-lora/versions/5c7d", "is a page of Replicate: give the address of the weights"),
+        (f"me/my-lora/{'5c' * 32}", "is no file here, and a version of a model on Replicate cannot"),
+        (f"me/my-lora:{'5c' * 32}", "is no file here, and a version of a model on Replicate cannot"),
+        ("me/my-lora/folder", "a file on the Hub is owner/name/file.safetensors"),
+    ],
+)
+def test_a_page_or_a_version_is_told_with_what_to_give_instead(origin: str, says: str, tmp_path: Path) -> None:
+    assert says in _refusal(origin, tmp_path)
+
+
+def test_a_page_of_civitai_that_names_its_version_means_that_file() -> None:
+    page = "https://www.civitai.com/models/12345/a-style?modelVersionId=678&token=mine"
+    assert source._file_of_page(page) == "https://civitai.com/api/download/models/678?token=mine"
+    other = "https://example.com/models/1?modelVersionId=678"
+    assert source._file_of_page(other) == other
+
+
+@pytest.mark.parametrize("start", ["", "/", "https://127.0.0.1:1/", "owner/", "ftp://", "https://[", "C:\\"])
+def test_no_message_shows_more_than_200_characters_of_an_input(
+    start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source.time, "sleep", lambda seconds: None)
+    assert "n" * 201 not in _refusal(start + "n" * 100_000, tmp_path)

@@ -10,7 +10,7 @@ from diffusers import FluxTransformer2DModel
 from safetensors import safe_open
 
 from bench import step
-from lora.file import weights
+from lora.file import judge, weights
 from lora.flux import adapter, generate
 from lora.flux.encode import Text
 
@@ -103,19 +103,6 @@ def test_a_training_starts_where_the_earlier_one_ended(
     assert all(parameter.requires_grad and parameter.dtype == torch.float32 for parameter in parameters)
 
 
-def test_it_is_told_how_an_earlier_lora_differs_from_what_is_to_be_trained(tiny_flux: FluxTransformer2DModel) -> None:
-    modules = adapter.target_modules(tiny_flux)
-    adapter.attach(tiny_flux, 4, seed=0, modules=modules[:5])
-    earlier = adapter.pairs_of(tiny_flux)
-    assert adapter.differences(earlier, modules[:5], 4) == []
-    rank, lacking = adapter.differences(earlier, modules, 8)
-    assert "its rank is 4, and lora_rank is 8: set lora_rank to 4" in rank
-    assert f"it lacks {len(modules) - 5} of the {len(modules)} layers" in lacking
-    assert modules[5] in lacking
-    [besides] = adapter.differences(earlier, modules[:3], 4)
-    assert "2 layers besides" in besides
-
-
 def test_a_lora_that_is_not_finite_is_not_saved(tiny_flux: FluxTransformer2DModel, tmp_path: Path) -> None:
     adapter.attach(tiny_flux, 4, seed=0)[3].data[0, 0] = float("nan")
     with pytest.raises(ValueError, match=r"1 of the LoRA's 17 layers .*lower learning_rate"):
@@ -147,7 +134,7 @@ def test_what_is_asked_for_is_completed_so_that_it_loads_everywhere(
     chosen, completed = adapter.choose(modules, pattern)
     assert completed == added
     assert not set(chosen) & set(completed)
-    assert weights.partial_attention([*chosen, *completed]) == []
+    assert judge.partial_attention([*chosen, *completed]) == []
 
 
 def test_an_expression_that_fits_no_layer_is_answered_with_the_list_of_layers(flux_dev: FluxTransformer2DModel) -> None:

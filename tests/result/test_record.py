@@ -71,6 +71,13 @@ def test_the_signature_in_an_earlier_loras_address_is_not_kept(tmp_path: Path) -
     assert "secret" not in told
 
 
+def test_the_content_of_an_earlier_lora_that_is_its_own_address_is_not_kept(tmp_path: Path) -> None:
+    request = a_request(tmp_path / "a.zip", resume_from="data:application/x-tar;base64," + "QUJD" * 10_000)
+    told = record.request_json(request, DECIDED, "x")
+    assert '"data:application/x-tar;base64,..."' in told
+    assert "QUJD" not in told
+
+
 def test_the_header_is_read_by_comfyui_and_by_the_web_sites_that_share_loras(tmp_path: Path) -> None:
     request = a_request(tmp_path / "a.zip", trigger_word="TOK", lora_rank=16, training_steps=900)
     header = record.header(request, DECIDED, ["a TOK", "TOK, a wall", "a wall"])
