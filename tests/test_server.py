@@ -16,8 +16,8 @@ from PIL import Image
 
 from lora.flux import base
 from script import signature
+from script.openapi import document
 from tests import server, tiny_qwen
-from tests.openapi import document
 
 WEIGHTS = "output/flux_train_replicate/lora.safetensors"
 QUICK = {
