@@ -61,7 +61,7 @@ class Store:
 
     async def delete(self, ids: Iterable[str]) -> None:
         for id in ids:
-            with contextlib.suppress(GONE):
+            with contextlib.suppress(*GONE):
                 await obstore.delete_async(self._store, id)
 
 
