@@ -61,11 +61,12 @@ class Child:
         self.folder = folder
         self._http = httpx.AsyncClient(timeout=30, trust_env=False)
         shutil.rmtree(folder, ignore_errors=True)
-        (folder / ".cog").mkdir(parents=True)
+        # Apart from its working folder: no name in an input leads to what others left here.
+        (folder / "home" / ".cog").mkdir(parents=True)
         (folder / "tmp").mkdir()
         model = MODELS[kind]
         document = json.dumps(schema.read().documents[model.document])
-        (folder / ".cog" / "openapi_schema.json").write_text(document, encoding="utf-8")
+        (folder / "home" / ".cog" / "openapi_schema.json").write_text(document, encoding="utf-8")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
@@ -83,7 +84,7 @@ class Child:
         with (folder / "cog.log").open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, str(LEASH), *command, "--upload-url", upload],
-                cwd=folder,
+                cwd=folder / "home",
                 env=variables,
                 stdin=subprocess.PIPE,
                 stdout=log,

@@ -73,13 +73,12 @@ async def take(
                 found = [await place.file(entry) for entry in (value if many else [value])]
                 taken.shown[name] = found if many else found[0]
             elif schema.is_weights(name, own):
-                taken.shown[name] = value
+                place = _Place(session, store, settings, account, run, name, bases)
                 many = isinstance(value, list)
-                weights = [
-                    await _weights(session, settings, account, entry, bases) for entry in (value if many else [value])
-                ]
-                if any(weights):
-                    taken.weights[name] = weights if many else weights[0]
+                pairs = [await place.weights(entry) for entry in (value if many else [value])]
+                taken.shown[name] = [shown for shown, _ in pairs] if many else pairs[0][0]
+                if any(file for _, file in pairs):
+                    taken.weights[name] = [file for _, file in pairs] if many else pairs[0][1]
             else:
                 taken.shown[name] = value
         except ValueError as error:
@@ -116,47 +115,53 @@ class _Place:
                 run=self.run,
             )
             return {"$file": kept.id}
-        if own := await _own_file(self.session, self.account, value, self.bases):
+        if own := await self._own(value):
             return {"$file": own}
         outside.check(value, self.settings.allow_private)
         return value
 
+    async def weights(self, value: str) -> tuple[Json | str, str | None]:
+        """What the record shows of a LoRA's name, and the id of its file where it is on this server."""
+        value = value.strip()
+        if value.startswith("data:") or await self._own(value):
+            shown = await self.file(value)
+            assert isinstance(shown, dict)
+            return shown, shown["$file"]
+        if re.match(r"https?://", value):
+            outside.check(value, self.settings.allow_private)
+            return value, None
+        if re.fullmatch(r"[a-z2-7]{26}", value):
+            made = select(File.id).where(
+                File.run_id == value, File.account_id == self.account.id, File.name.endswith(".tar")
+            )
+            file = await self.session.scalar(made.order_by(File.created_at.desc()).limit(1))
+            if file is None:
+                raise ValueError(f"{value} is no finished training of yours")
+            return value, file
+        found = await catalog.find(self.session, self.account, value)
+        if found is not None:
+            if found.version.weights is None:
+                raise ValueError(f"{value[:100]} has no LoRA")
+            return value, found.version.weights
+        if not re.fullmatch(r"[\w.-]+/[\w./ @:-]+", value) or value.startswith((".", "-")) or ".." in value:
+            raise ValueError(
+                "must be a model of this server (owner/name), the id of a training, an address, or an id of the Hugging"
+                " Face Hub; upload a file to name it"
+            )
+        return value, None  # the Hub's
 
-async def _own_file(session: AsyncSession, account: Account, value: str, bases: Sequence[str]) -> str | None:
-    id = files.named_by(value, bases)
-    if id is None:
-        return None
-    if await files.owned(session, account.id, id) is None:
-        raise ValueError(f"there is no file {id}")
-    return id
+    async def _own(self, value: str) -> str | None:
+        id = files.named_by(value, self.bases)
+        if id is not None and await files.owned(self.session, self.account.id, id) is None:
+            raise ValueError(f"there is no file {id}")
+        return id
 
 
-async def _weights(
-    session: AsyncSession, settings: Settings, account: Account, value: str, bases: Sequence[str]
-) -> str | None:
-    """The file of the LoRA that a text names on this server; None where it is to be found elsewhere."""
-    value = value.strip()
-    if re.match(r"https?://", value):
-        if own := await _own_file(session, account, value, bases):
-            return own
-        outside.check(value, settings.allow_private)
-        return None
-    if re.match(r"[./~\\]", value) or ".." in value or "://" in value:
-        raise ValueError(
-            "a path of the server's machine is not accepted; upload the file, or name a model or an address"
-        )
-    if re.fullmatch(r"[a-z2-7]{26}", value):
-        made = select(File.id).where(File.run_id == value, File.account_id == account.id, File.name.endswith(".tar"))
-        weights = await session.scalar(made.order_by(File.created_at.desc()).limit(1))
-        if weights is None:
-            raise ValueError(f"{value} is no finished training of yours")
-        return weights
-    found = await catalog.find(session, account, value) if "/" in value else None
-    if found is None:
-        return None  # an id of the Hugging Face Hub
-    if found.version.weights is None:
-        raise ValueError(f"{value[:100]} has no LoRA")
-    return found.version.weights
+def names_weights(version: Version, taken: Taken) -> bool:
+    """Whether an input names another LoRA in place of the version's own."""
+    properties = schema.inputs(version.openapi_schema, False)
+    given = {name for name in taken.shown if name in properties and schema.is_weights(name, properties[name])}
+    return any(not name.startswith("extra_") for name in given)
 
 
 def read_data(uri: str) -> tuple[str, bytes]:

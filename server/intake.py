@@ -17,6 +17,8 @@ from server.loopback import Loopback
 from server.outside import Outside
 from server.records import File, Json, Run
 
+KNOWN_HOSTS = ("huggingface.co", "civitai.com", "civitai.green", "civitai.red")
+"""Whose addresses the model reads itself: pages too, and with the caller's token for them."""
 CACHE_BYTES = 20 * 2**30
 """Of LoRAs kept on the worker's disk."""
 
@@ -75,12 +77,13 @@ class Intake:
             await self.outside.fetch(value, path, self.context.settings.file_bytes)
         return self.loopback.address(path)
 
-    async def _weights(self, run: Run, value: str, file: str | None, folder: Path) -> str:
+    async def _weights(self, run: Run, value: Json | str, file: str | None, folder: Path) -> str:
         """A path where the LoRA is this server's or at an address; as it was sent where the Hub is to be asked."""
         if file is not None:
             return str(await self._cached(run, file))
+        assert isinstance(value, str)
         host = urlsplit(value).hostname if re.match(r"https?://", value) else None
-        if host is None or host in ("huggingface.co", "www.huggingface.co"):
+        if host is None or host.removeprefix("www.") in KNOWN_HOSTS:
             return value
         path = folder / f"lora-{len(list(folder.iterdir()))}-{_safe(unquote(urlsplit(value).path).rpartition('/')[2])}"
         await self.outside.fetch(value, path, self.context.settings.file_bytes)

@@ -198,7 +198,7 @@ class GpuWorker:
 
     async def _note(self, session: AsyncSession, run: Run, attempt: Attempt) -> None:
         told = attempt.told
-        logs = with_bars(told.get("logs") or "")
+        logs = told.get("logs") or ""
         if logs and not run.logs.endswith(logs):
             run.logs = attempt.run.logs + logs
             await runs.announce(session, run, "logs")
@@ -328,18 +328,6 @@ class GpuWorker:
                         row.on_conflict_do_update(index_elements=["name"], set_={**values, "seen_at": func.now()})
                     )
             await asyncio.sleep(5)
-
-
-def with_bars(logs: str) -> str:
-    """The log with a bar after each line `step 3/10 (…`: Replicate's clients read a run's progress from such bars."""
-    lines = []
-    for line in logs.splitlines(keepends=True):
-        lines.append(line)
-        if (found := re.match(r"step (\d+)/(\d+) \(", line)) and line.endswith("\n"):
-            done, all = int(found[1]), max(1, int(found[2]))
-            full = round(20 * done / all)
-            lines.append(f"{100 * done // all:3d}%|{'█' * full}{' ' * (20 - full)}| {done}/{all}\n")
-    return "".join(lines)
 
 
 def _plain(error: Any) -> str:

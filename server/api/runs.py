@@ -139,7 +139,7 @@ async def _create(
         body.input,
         (base, f"{request.url.scheme}://{request.url.netloc}"),
     )
-    if found.version.weights and "lora_weights" not in taken.shown:
+    if found.version.weights and not inputs.names_weights(found.version, taken):
         taken.weights["lora_weights"] = found.version.weights
     run = Run(
         id=id,

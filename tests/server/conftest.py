@@ -21,9 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 QUICK = {
     "training_steps": 2,
     "resolution": "64",
-    "prior_loss_weight": 0,
+    "preservation": "off",
     "preview_prompts": "a [trigger]",
-    "autocaption": False,
+    "captioning": "disabled",
     "seed": 1,
 }
 """A training of a second on the toy base."""
@@ -67,6 +67,10 @@ class Served:
         )
         return made.stdout.strip()
 
+    @property
+    def database(self) -> str:
+        return f"postgresql://postgres:@/postgres?host={self.data}/postgres"
+
     def log(self) -> str:
         return self.output.read_text(encoding="utf-8", errors="replace")
 
@@ -106,6 +110,26 @@ def serve(folder: Path, *options: str, **variables: str) -> Iterator[Served]:
             raise
 
 
+@contextlib.contextmanager
+def work(served: Served, only: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """script/worker for that server, as on another machine: it shares database and store, no process."""
+    variables = {"DATABASE_URL": served.database, "STORAGE_URL": f"file://{served.data}/files"}
+    with (served.data / f"{only}.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "server" / "leash.py"), str(ROOT / "script" / "worker"), "--only", only],
+            env=served.environ | variables | {"SERVER_DATA": str(served.data / only)},
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+
+
 def wait_until_healthy(url: str, process: "subprocess.Popen[bytes]", output: Path, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
@@ -118,10 +142,13 @@ def wait_until_healthy(url: str, process: "subprocess.Popen[bytes]", output: Pat
 
 @pytest.fixture(scope="session")
 def served() -> Iterator[Served]:
+    # Two workers, so that neither has to start Cog anew for each change from training to drawing.
     # Not in pytest's own folder: started by root, PostgreSQL runs as another user, whom a second pytest shuts out.
     with (
         tempfile.TemporaryDirectory(prefix="flux-served-", ignore_cleanup_errors=True) as folder,
-        serve(Path(folder)) as running,
+        serve(Path(folder), "--workers", "0") as running,
+        work(running, "trainings"),
+        work(running, "predictions"),
     ):
         yield running
 

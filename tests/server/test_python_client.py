@@ -40,8 +40,8 @@ def test_a_training_publishes_a_version_that_draws_at_once(
     assert trained.destination == "you/trained"
     with tarfile.open(fileobj=io.BytesIO(httpx.get(trained.output["weights"]).content)) as tar:
         assert "output/flux_train_replicate/lora.safetensors" in tar.getnames()
-    bars = [line for line in trained.logs.splitlines() if line.startswith("100%|")]
-    assert bars == ["100%|████████████████████| 2/2"]
+    progress = replicate.prediction.Prediction.Progress.parse(trained.logs)
+    assert (progress.current, progress.total) == (2, 2)
     model = client.models.get("you/trained")
     assert model.latest_version is not None
     assert f"you/trained:{model.latest_version.id}" == published
@@ -99,7 +99,7 @@ def test_a_training_is_canceled(client: replicate.Client, http: httpx.Client) ->
             input={"input_images": content, **QUICK, "training_steps": 6000},
             destination="you/canceled",
         )
-    wait_for(training, "step 1/6000")
+    wait_for(training, "| 1/6000")
     training.cancel()
     assert training.status == "canceled"
     # The worker is free again: another run is done soon.
