@@ -15,9 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from server import catalog, jobs
 from server.records import FINAL, OPEN, File, Model, Run, Version
 
-QUEUES = {"training": jobs.TRAININGS, "prediction": jobs.PREDICTIONS}
-PRIORITY = {"training": 0, "prediction": 1}
-"""Somebody waits for a drawing; a training takes its time in any case."""
+DRAWING_FIRST = 1
+"""The priority of drawings: somebody waits for one, and a training takes its time in any case."""
 
 
 class Lost(Exception):
@@ -26,7 +25,9 @@ class Lost(Exception):
 
 async def enqueue(session: AsyncSession, run: Run) -> None:
     """Gives the run to whichever worker is free first."""
-    run.job_id = await jobs.put(session, jobs.PERFORM, QUEUES[run.kind], priority=PRIORITY[run.kind], run_id=run.id)
+    trains = run.cog == "trainer"
+    queue, priority = (jobs.TRAININGS, 0) if trains else (jobs.PREDICTIONS, DRAWING_FIRST)
+    run.job_id = await jobs.put(session, jobs.PERFORM, queue, priority=priority, run_id=run.id)
 
 
 async def announce(session: AsyncSession, run: Run, event: str) -> None:

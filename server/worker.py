@@ -21,7 +21,8 @@ import psycopg
 from procrastinate import JobContext
 from sqlalchemy import func
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server import files, jobs, runs
@@ -34,7 +35,7 @@ from server.records import File, Json, Run, Worker
 
 log = logging.getLogger("server.worker")
 T = TypeVar("T")
-AWAY = (DBAPIError, psycopg.OperationalError, OSError)
+AWAY = (OperationalError, InterfaceError, PoolTimeout, psycopg.OperationalError)
 REPORT_SECONDS = 0.5
 """Between two writings of a run's logs."""
 IDLE_LOOKS = 20

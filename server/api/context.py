@@ -8,7 +8,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from psycopg import OperationalError as DriverError
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.exceptions import HTTPException
@@ -131,5 +131,5 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Refused, wrong_input)
     app.add_exception_handler(RequestValidationError, wrong_request)
     app.add_exception_handler(BadCursor, wrong_page)
-    for kind in (OperationalError, DriverError, PoolTimeout, DBAPIError):
+    for kind in (OperationalError, InterfaceError, DriverError, PoolTimeout):
         app.add_exception_handler(kind, away)

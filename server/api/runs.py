@@ -113,10 +113,10 @@ async def _create(
     destination: str | None = None,
     called: str = "",
 ) -> Run:
-    context, base = of_request(request), base_url(request)
+    context, base, owner = of_request(request), base_url(request), caller.id
     digest = hashlib.sha256(f"{found.version.id} {body.model_dump_json()}".encode()).hexdigest()
     key = request.headers.get("idempotency-key", "").strip()[:255] or None
-    if key and (before := await _same(session, caller, key, digest)):
+    if key and (before := await _same(session, owner, key, digest)):
         return before
     if await runs.count_open(session, caller.id) >= context.settings.open_jobs:
         raise Problem(
@@ -168,7 +168,7 @@ async def _create(
         await session.flush()
     except IntegrityError:  # the same request, at the same time
         await session.rollback()
-        before = await _same(session, caller, key or "", digest)
+        before = await _same(session, owner, key or "", digest)
         assert before is not None
         return before
     await session.execute(update(Model).where(Model.id == found.model.id).values(run_count=Model.run_count + 1))
@@ -177,8 +177,8 @@ async def _create(
     return run
 
 
-async def _same(session: AsyncSession, caller: Account, key: str, digest: str) -> Run | None:
-    run = await session.scalar(select(Run).where(Run.account_id == caller.id, Run.idempotency_key == key))
+async def _same(session: AsyncSession, owner: int, key: str, digest: str) -> Run | None:
+    run = await session.scalar(select(Run).where(Run.account_id == owner, Run.idempotency_key == key))
     if run is not None and run.body_digest != digest:
         raise Problem(422, "Idempotency-Key used before", "This key came before with another request; take a new one")
     return run

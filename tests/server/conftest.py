@@ -27,7 +27,7 @@ QUICK = {
     "seed": 1,
 }
 """A training of a second on the toy base."""
-SKETCH = {"prompt": "a TOK", "num_inference_steps": 1, "output_format": "png", "seed": 1}
+SKETCH = {"prompt": "a TOK", "num_inference_steps": 1, "output_format": "png", "seed": 1, "include_metadata": False}
 
 
 def free_port() -> int:
