@@ -10,10 +10,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
+import psycopg
 import pytest
 import replicate
 
@@ -48,6 +50,8 @@ class Served:
     output: Path
     process: "subprocess.Popen[bytes]"
     environ: dict[str, str]
+    workers: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
+    """Those that were begun one by one, by what they take."""
 
     def client(self, token: str | None = None) -> replicate.Client:
         """Replicate's own client, unmodified."""
@@ -70,6 +74,38 @@ class Served:
     @property
     def database(self) -> str:
         return f"postgresql://postgres:@/postgres?host={self.data}/postgres"
+
+    def begin_worker(self, only: str) -> None:
+        """script/worker as on another machine: it shares database and store with the server, and no process."""
+        script = str(ROOT / "script" / "worker")
+        variables = {
+            "DATABASE_URL": self.database,
+            "STORAGE_URL": f"file://{self.data}/files",
+            "SERVER_DATA": str(self.data / only),
+        }
+        with (self.data / f"{only}.log").open("ab") as log:
+            self.workers[only] = subprocess.Popen(
+                [sys.executable, str(ROOT / "server" / "leash.py"), script, "--only", only],
+                env=self.environ | variables,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def end_worker(self, only: str, number: signal.Signals) -> None:
+        """SIGKILL strikes the worker and its leash; Cog's child dies by the child's own."""
+        process = self.workers.pop(only)
+        if number == signal.SIGKILL:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        process.wait(30)
+
+    def rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        """What the database holds."""
+        with psycopg.connect(self.database) as database:
+            return database.execute(query, values).fetchall()
 
     def log(self) -> str:
         return self.output.read_text(encoding="utf-8", errors="replace")
@@ -110,26 +146,6 @@ def serve(folder: Path, *options: str, **variables: str) -> Iterator[Served]:
             raise
 
 
-@contextlib.contextmanager
-def work(served: Served, only: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """script/worker for that server, as on another machine: it shares database and store, no process."""
-    variables = {"DATABASE_URL": served.database, "STORAGE_URL": f"file://{served.data}/files"}
-    with (served.data / f"{only}.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "server" / "leash.py"), str(ROOT / "script" / "worker"), "--only", only],
-            env=served.environ | variables | {"SERVER_DATA": str(served.data / only)},
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        yield process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
-
-
 def wait_until_healthy(url: str, process: "subprocess.Popen[bytes]", output: Path, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
@@ -146,11 +162,15 @@ def served() -> Iterator[Served]:
     # Not in pytest's own folder: started by root, PostgreSQL runs as another user, whom a second pytest shuts out.
     with (
         tempfile.TemporaryDirectory(prefix="flux-served-", ignore_cleanup_errors=True) as folder,
-        serve(Path(folder), "--workers", "0") as running,
-        work(running, "trainings"),
-        work(running, "predictions"),
+        serve(Path(folder), "--workers", "0", LOST_SECONDS="8") as running,
     ):
-        yield running
+        try:
+            running.begin_worker("trainings")
+            running.begin_worker("predictions")
+            yield running
+        finally:
+            for only in list(running.workers):
+                running.end_worker(only, signal.SIGTERM)
 
 
 @pytest.fixture(scope="session")

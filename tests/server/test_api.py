@@ -7,6 +7,7 @@ import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import httpx
+import psycopg
 import pytest
 import replicate
 
@@ -59,8 +60,6 @@ def test_without_a_good_token_nothing_is_told(served: Served, token: str) -> Non
 
 
 def test_tokens_are_stored_as_hashes_alone(served: Served) -> None:
-    import psycopg
-
     with psycopg.connect(served.database) as database:
         tables = database.execute(
             "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
