@@ -32,9 +32,10 @@ class Cog:
 @functools.cache
 def read() -> Cog:
     """Asks the trainer's environment, where Cog is installed. Raises RuntimeError where it cannot tell."""
-    asked = subprocess.run(
-        [str(ROOT / "script" / "python"), "-m", "script.openapi"], capture_output=True, text=True, check=False
-    )
+    # A container of the API alone has an environment of another machine's making, which is not to be made anew there.
+    made = ROOT / ".venv" / "bin" / "python"
+    python = made if made.exists() else ROOT / "script" / "python"
+    asked = subprocess.run([str(python), "-m", "script.openapi"], capture_output=True, text=True, cwd=ROOT, check=False)
     if asked.returncode:
         raise RuntimeError(f"the Cog models cannot be read:\n{asked.stderr[-2000:]}")
     told = json.loads(asked.stdout)
