@@ -34,7 +34,8 @@ def make(folder: Path, requirements: str, stamp: Path) -> int:
     """Creates the environment, or brings a whole one up to date, and stamps it. Returns the exit status."""
     whole = stamp.is_file() and (folder / "bin" / "python").exists()
     pins = [line for line in requirements.splitlines() if "==" in line and not line.startswith("#")]
-    say(f"{'updating' if whole else 'making'} .venv, once: {len(pins)} packages, Python {sys.version.split()[0]}")
+    doing = "updating" if whole else "making"
+    say(f"{doing} {folder.name}, once: {len(pins)} packages, Python {sys.version.split()[0]}")
     if whole:
         stamp.unlink()
     else:

@@ -21,7 +21,8 @@ from lora.file import cache, weights
 from lora.flux import adapter, base, generate
 from lora.flux.base import Base
 from script import signature
-from tests import server, tiny_vit, toy_schnell
+from tests import cog_server as server
+from tests import tiny_vit, toy_schnell
 from tests.server import Server
 from tests.test_request import a_request
 from toyflux import world

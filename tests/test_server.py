@@ -16,8 +16,9 @@ from PIL import Image
 
 from lora.flux import base
 from script import signature
-from tests import server, tiny_qwen
-from tests.openapi import document
+from script.openapi import document
+from tests import cog_server as server
+from tests import tiny_qwen
 
 WEIGHTS = "output/flux_train_replicate/lora.safetensors"
 QUICK = {

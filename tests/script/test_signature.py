@@ -8,7 +8,7 @@ from cog._adt import PrimitiveType, Repetition
 from cog._inspector import create_predictor
 
 from script import signature
-from tests.openapi import document
+from script.openapi import document
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAD = "from typing import Optional\nfrom cog import BaseModel, Input, Path, Secret\nfrom somewhere import ELSEWHERE\n"

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from script import signature
-from tests.openapi import document
+from script.openapi import document
 
 ROOT = Path(__file__).resolve().parent.parent
 FINAL = ("succeeded", "failed", "canceled")

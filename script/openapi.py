@@ -5,23 +5,43 @@ predict mode) and serves it at /openapi.json; without it nothing is checked. The
 from `cog._adt`. The frame follows what `cog build` of the pinned version writes.
 """
 
+import json
+import sys
+from pathlib import Path
+
+from cog import __version__
 from cog._adt import InputField, PredictorInfo, PrimitiveType, Repetition
+
+from script import signature
+
+ROOT = Path(__file__).resolve().parent.parent
 
 OK = {"200": {"description": "Successful Response"}}
 
 
-def document(predict: PredictorInfo, train: PredictorInfo) -> dict[str, object]:
-    """The OpenAPI 3.0.2 document of a model with both functions."""
+def main() -> None:
+    """Prints what a server needs to know of the repository's two Cog models, as JSON."""
+    trainer = document(signature.read(ROOT / "predict.py", "Predictor"), signature.read(ROOT / "train.py", "train"))
+    generator = document(signature.read(ROOT / "generate.py", "Predictor"))
+    json.dump({"cog": __version__, "trainer": trainer, "generator": generator}, sys.stdout)
+
+
+def document(predict: PredictorInfo, train: PredictorInfo | None = None) -> dict[str, object]:
+    """The OpenAPI 3.0.2 document of a model that predicts, and trains where it can."""
+    paths = _paths("/predictions", "Predict", "prediction")
+    schemas = _schemas(predict, "", "Prediction")
+    if train is not None:
+        paths |= _paths("/trainings", "Train", "training")
+        schemas |= _schemas(train, "Training", "Training")
     return {
         "openapi": "3.0.2",
         "info": {"title": "Cog", "version": "0.1.0"},
         "paths": {
             "/": {"get": {"summary": "Root", "operationId": "root__get", "responses": OK}},
             "/health-check": {"get": {"summary": "Healthcheck", "responses": OK}},
-            **_paths("/predictions", "Predict", "prediction"),
-            **_paths("/trainings", "Train", "training"),
+            **paths,
         },
-        "components": {"schemas": {**_schemas(predict, "", "Prediction"), **_schemas(train, "Training", "Training")}},
+        "components": {"schemas": schemas},
     }
 
 
@@ -101,3 +121,7 @@ def _number(limit: float | None) -> float | None:
 
 def _is_optional(field: InputField) -> bool:
     return field.type.repetition in (Repetition.OPTIONAL, Repetition.OPTIONAL_REPEATED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""What happens to a request before any route: its address is made one of ours, its size is limited, it is counted."""
+
+import time
+
+from prometheus_client import Counter, Histogram
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.api.context import problem
+from server.settings import Settings
+
+NOUNS = {
+    *("account", "hardware", "models", "predictions", "trainings", "files", "webhooks", "deployments", "runs"),
+    "openapi.json",
+}
+"""The first parts of the API's addresses: /trainings and /v1/v1/trainings mean /v1/trainings."""
+FORM_BYTES = 2**20
+"""What a multipart request may have beyond its file."""
+REQUESTS = Counter("server_requests", "Requests answered", ["method", "noun", "status"])
+SECONDS = Histogram(
+    "server_request_seconds", "Seconds to the first byte of an answer", ["noun"], buckets=(0.01, 0.05, 0.2, 1, 5, 60)
+)
+
+
+class TooLarge(Exception):
+    pass
+
+
+class Edge:
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self.app = app
+        self.settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path = own_path(scope["path"])
+        scope = {**scope, "path": path, "raw_path": path.encode()}
+        noun = path.split("/")[2] if path.startswith("/v1/") else path.split("/")[1] or "page"
+        uploads = path == "/v1/files"
+        limit = self.settings.file_bytes + FORM_BYTES if uploads else self.settings.body_bytes
+        begun, received, status = time.monotonic(), 0, 0
+
+        async def limited() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > limit:
+                raise TooLarge
+            return message
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                SECONDS.labels(noun).observe(time.monotonic() - begun)
+                REQUESTS.labels(scope["method"], noun, status).inc()
+            await send(message)
+
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        try:
+            if announced.isdigit() and int(announced) > limit:
+                raise TooLarge
+            await self.app(scope, limited, counted)
+        except TooLarge:
+            if status:
+                raise
+            advice = "" if uploads else "; upload large files to /v1/files first"
+            answer = problem(413, "Too large", f"A request here may have {limit // 2**20} MiB at most{advice}")
+            await answer(scope, receive, counted)
+
+
+def own_path(path: str) -> str:
+    """`/trainings/x`, `/v1/trainings/x` and `/v1/v1/trainings/x` as `/v1/trainings/x`; other paths as they are."""
+    rest = path
+    while rest.startswith("/v1/"):
+        rest = rest[3:]
+    return f"/v1{rest}" if rest.split("/")[1:2] and rest.split("/")[1] in NOUNS else path

@@ -1,0 +1,55 @@
+"""What is deleted, and when: a run's pictures, captions, outputs and logs with the run, or after so many days."""
+
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import Text, cast, or_, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from server import files, objects
+from server.files import Store
+from server.records import FINAL, OPEN, File, Run, Version
+
+ROWS = 50
+"""Runs in one transaction."""
+
+
+async def files_of(session: AsyncSession, run: Run) -> list[str]:
+    """The files that go with a run: those made for it or by it, and its uploads that no other run has use for.
+
+    The weights of a version stay: they are a model by now.
+    """
+    sent = objects.files_in(run.input)
+    mine = or_(File.run_id == run.id, File.id.in_(sent))
+    ids = (await session.scalars(select(File.id).where(mine, File.account_id == run.account_id))).all()
+    kept = set((await session.scalars(select(Version.weights).where(Version.weights.in_(ids)))).all())
+    for id in sent:
+        wanted = select(Run.id).where(
+            Run.id != run.id, Run.account_id == run.account_id, Run.status.in_(OPEN), cast(Run.input, Text).contains(id)
+        )
+        if await session.scalar(wanted.limit(1)):
+            kept.add(id)
+    return [id for id in ids if id not in kept]
+
+
+async def forget(session: AsyncSession, store: Store, ids: list[str]) -> None:
+    await files.remove(session, store, ids)
+
+
+async def expire(session: AsyncSession, store: Store, days: float) -> int:
+    """Empties runs that ended more than `days` ago, and deletes uploads whose time is over. Returns how many."""
+    if not days:
+        return 0
+    now = datetime.now(UTC)
+    old = select(Run).where(
+        Run.status.in_(FINAL), Run.completed_at < now - timedelta(days=days), Run.data_removed.is_(False)
+    )
+    gone: list[str] = []
+    runs = (await session.scalars(old.limit(ROWS).with_for_update(skip_locked=True))).all()
+    for run in runs:
+        gone += await files_of(session, run)
+        run.input, run.output, run.logs, run.data_removed = {}, None, "", True
+    used = select(Version.weights).where(Version.weights.is_not(None))
+    late = select(File.id).where(File.expires_at < now, File.id.not_in(used)).limit(ROWS)
+    uploads = (await session.scalars(late)).all()
+    await files.remove(session, store, [*gone, *uploads])
+    return len(runs) + len(uploads)
