@@ -27,7 +27,7 @@ PICTURE_SUFFIXES = frozenset(
 _KINDS = "JPEG, PNG, WebP, AVIF, HEIC, BMP, TIFF or GIF"
 
 REGULARISATION = re.compile(
-    r"(\d+[_ ])?(regs?|regulari[sz]ation.*|(reg|class|prior)[_ -]?(im(age|g)s?|pictures?|photos?|data|set|dir))"
+    r"(\d+[_ ])?(regs?|reg[_-].+|regulari[sz]ation.*|(reg|class|prior)[_ -]?(im(age|g)s?|pictures?|photos?|data|set|dir))"
 )
 """Folders of pictures of the class and not of the subject, as kohya's scripts (`reg`), EveryDream, diffusers' example
 (`class_images`) and their guides call them."""
@@ -79,10 +79,10 @@ def pair(folder: Path, files: Sequence[Path]) -> tuple[list[Photo], list[str]]:
     kept = sorted(set(names) - set(apart))
     pictures = [name for name in kept if _is_picture(name, names[name])]
     texts = [name for name in kept if _suffix(name) in captions.TEXTS]
-    tables = [name for name in kept if _suffix(name) in captions.TABLES]
+    tables = [name for name in kept if _suffix(name) in captions.TABLES and not _is_of_icloud(name)]
     others = sorted({*kept} - {*pictures, *texts, *tables})
     stems = {stem.casefold() for picture in pictures for stem in (picture, bare(picture))}
-    side = [name for name in others if _suffix(name) == ".json" and _is_side_file(name, names[name], stems)]
+    side = [name for name in others if _is_of_icloud(name) or _is_side_file(name, names[name], stems)]
     if side:
         notes.append(f"{_count(side)} that a phone's backup keeps beside its pictures left out: {some(side, 3)}")
     faults += _unknown({name: names[name] for name in others if name not in side})
@@ -125,10 +125,17 @@ def _is_picture(name: str, path: Path) -> bool:
     return suffix not in captions.TEXTS | captions.TABLES and _kind(path) in kinds.CERTAIN
 
 
+def _is_of_icloud(name: str) -> bool:
+    """Whether it is one of the tables that Apple lays beside the pictures of an account that is taken out."""
+    return re.fullmatch(r"photo details.*\.csv", posixpath.basename(name).casefold()) is not None
+
+
 def _is_side_file(name: str, path: Path, pictures: Collection[str]) -> bool:
     """Whether a JSON file is what a phone's backup keeps of a picture or an album: by its name, which is its picture's
     with something behind it, or by the facts in it."""
     name = name.casefold()
+    if not name.endswith(".json"):
+        return False
     if any(letter in ".(" and name[:at] in pictures for at, letter in enumerate(name)):
         return True
     try:

@@ -258,7 +258,7 @@ def test_the_picture_of_a_gas_mask_is_a_picture_and_masks_in_a_folder_of_their_o
 
 
 REGULARISATION = ["reg", "Reg_Images", "regularization", "regularisation_images", "regularization images"]
-REGULARISATION += ["class_images", "1_reg", "x/reg/1_dog", "class-imgs", "reg_data"]
+REGULARISATION += ["class_images", "1_reg", "x/reg/1_dog", "class-imgs", "reg_data", "reg_woman"]
 
 
 @pytest.mark.parametrize("folder", REGULARISATION)
@@ -331,9 +331,10 @@ TAKEOUT = b'{"title": "IMG_1.jpg", "photoTakenTime": {"timestamp": "1"}, "geoDat
 def test_the_side_files_of_a_phones_backup_are_left_out(tmp_path):
     names = ["IMG_1.jpg.json", "IMG_1.jpg.supplemental-metadata.json", "IMG_1.jpg.suppl.json", "IMG_1.json"]
     names += ["IMG_1.jpg(1).json"]
-    found, told = paired(tmp_path, {"IMG_1.jpg": b"", **dict.fromkeys(names, b"{}"), "metadata.json": TAKEOUT})
+    others = {"metadata.json": TAKEOUT, "Photo Details-1.csv": b"imgName,fileChecksum\nIMG_1.jpg,x"}
+    found, told = paired(tmp_path, {"IMG_1.jpg": b"", **dict.fromkeys(names, b"{}"), **others})
     assert list(found) == ["IMG_1.jpg"]
-    assert "6 files that a phone's backup keeps beside its pictures left out" in told
+    assert "7 files that a phone's backup keeps beside its pictures left out" in told
 
 
 def test_other_json_is_not_dropped(tmp_path):

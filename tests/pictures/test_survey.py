@@ -144,7 +144,7 @@ def test_small_things_in_other_places_shapes_and_colours_do_not_look_alike(kind,
 def test_a_copy_of_such_a_picture_is_found_all_the_same(kind, tmp_path):
     image = SMALL[kind][0]
     image.save(tmp_path / "copy.jpg", quality=90)
-    again = Image.open(tmp_path / "copy.jpg").resize((900, 900))
+    again = Image.open(tmp_path / "copy.jpg")
     [line] = survey._alike(looks(tmp_path, {"a.png": image, "b.png": SMALL[kind][1], "again.png": again}))
     assert [look.name for look in line] == ["a.png", "again.png"]
 
