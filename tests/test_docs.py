@@ -41,7 +41,7 @@ def _files() -> set[str]:
     )
     if listed.returncode:
         pytest.skip("not a git checkout")
-    whole = ("tests/", "docs/", "examples/", "toyflux/base/", ".ci/")
+    whole = ("tests/", "docs/", "examples/", "toyflux/base/", "server/migrations/", "deploy/", ".ci/")
     aside = {"README.md", "LICENSE", ".gitignore"}
     return {
         file
