@@ -27,7 +27,8 @@ PICTURE_SUFFIXES = frozenset(
 _KINDS = "JPEG, PNG, WebP, AVIF, HEIC, BMP, TIFF or GIF"
 
 REGULARISATION = re.compile(
-    r"(\d+[_ ])?(regs?|reg[_-].+|regulari[sz]ation.*|(reg|class|prior)[_ -]?(im(age|g)s?|pictures?|photos?|data|set|dir))"
+    r"(\d+[_ ])?(regs?|reg[_-].+|regulari[sz]ation.*"
+    r"|(reg|class|prior)[_ -]?(im(age|g)s?|pictures?|photos?|data|set|dir))"
 )
 """Folders of pictures of the class and not of the subject, as kohya's scripts (`reg`), EveryDream, diffusers' example
 (`class_images`) and their guides call them."""
