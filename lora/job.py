@@ -226,7 +226,7 @@ def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
         questions = examine.questions(
             spoken, request.trigger_word, captioned.class_noun, settings.prior_kinds, settings.seed
         )
-        every = dict.fromkeys(["", *spoken, *asked, *apart, *questions.prompts()])
+        every = dict.fromkeys(["", *spoken, *asked, *(one.prompt for one in apart), *questions.prompts()])
         counted = {prompt: gathered.rules.t5.count(prompt) for prompt in every}
         tokens, why_tokens = encode.text_length(counted.values(), flux.t5_tokens)
         log(f"text: {tokens} tokens, {why_tokens}")

@@ -84,6 +84,7 @@ def make_lesson(case: Case, transformer: FluxTransformer2DModel, text_tokens: in
             size=(small // 8, small // 8),
             noisy=encode.in_host_memory(randn(*shape(small))),
             timestep=(n + 1) / PRIORS,
+            since=(n + 1) / PRIORS,
             until=n / PRIORS,
             velocity=encode.in_host_memory(randn(*shape(small))),
         )

@@ -166,6 +166,8 @@ def _settings(request: TrainRequest, pictures: int, flux: Base, log: Log) -> tup
         prior_kinds=row.prior_kinds,
         prior_prompts=row.prior_prompts,
         prior_every=row.prior_every,
+        prior_of_pictures=row.prior_of_pictures,
+        prior_guidance=row.prior_guidance,
     )
     why = {
         "seed": why_seed,

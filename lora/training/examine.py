@@ -82,7 +82,7 @@ def questions(
         for kind, choices in instead.items():
             asked[kind][caption] = choices[number % len(choices)].join(pattern.split(caption))
     apart = prompts.apart(captions, trigger_word, PROMPTS, rng.randrange(2**31), kinds, class_noun)
-    return Questions(captions=asked, apart=apart)
+    return Questions(captions=asked, apart=[one.prompt for one in apart])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

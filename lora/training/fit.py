@@ -58,6 +58,10 @@ class Settings:
     """Every how many steps the preservation prompts are looked at."""
     late_from: float = 0.7
     """Share of the steps after which the held-out pictures are trained on too."""
+    prior_of_pictures: bool = False
+    """Whether the states of prompts that come from captions are the pictures with noise, instead of drawings."""
+    prior_guidance: float = flow.TRAINING_GUIDANCE
+    """Of the drawings; the predictions that are kept are those at `guidance`."""
     prior_weight: float = 0.5
     """Of their gradient at the first look; it is steered from there."""
 
@@ -230,7 +234,7 @@ def fit(
     means = [master.clone() for master in masters] if settings.ema_decay else []
     # Half of the looks at the base's own draws are where the logit-normal has most pictures, for there other words must
     # be told from the trigger; half at any time, for all of a drawing must stay (bench/NOTES.md).
-    shares = [flow.share_of_timesteps(p.until, p.timestep, settings.timestep_mean, uniform_share=0.5) for p in priors]
+    shares = [flow.share_of_timesteps(p.until, p.since, settings.timestep_mean, uniform_share=0.5) for p in priors]
     balance, scratch = None, list[Tensor]()
     if priors and settings.prior_ratio:
         balance = Balance(settings.prior_ratio, settings.prior_weight, device)

@@ -21,6 +21,7 @@ from lora.training import examine, fit, graphs, prior
 from lora.training.checkpoints import Checkpoints
 from lora.training.examine import Examination, Questions
 from lora.training.fit import Settings, StepReport
+from lora.training.prompts import Asked
 from lora.training.watch import WARNING, Audience, BrokeDown, Watch, follow
 
 PREVIEW_STEPS = 20
@@ -46,8 +47,8 @@ class Material:
     """The previews' prompts."""
     preview_every: int
     """Steps; 0: previews at the end alone."""
-    apart: Sequence[str]
-    """Prompts for what the base draws by itself."""
+    apart: Sequence[Asked]
+    """The preservation prompts."""
     start: Mapping[str, Pair] | None
     """The LoRA to go on from."""
 
@@ -166,13 +167,22 @@ def _of_the_base(
     transformer: FluxTransformer2DModel, material: Material, flux: Base, settings: Settings
 ) -> tuple[list[prior.Prior], Examination]:
     """What the base draws for the preservation prompts, and its losses for the verdict: before the LoRA is there."""
-    sizes = prior.shared_out([example.size for example in material.learned], len(material.apart))
+    of_pictures = [one for one in material.apart if settings.prior_of_pictures and one.caption is not None]
+    drawn = [one.prompt for one in material.apart if one not in of_pictures]
+    sizes = [example.size for example in material.learned]
     draw = functools.partial(
-        prior.draw, transformer, material.texts, scheduler=flux.scheduler, guidance=settings.guidance
+        prior.draw,
+        transformer,
+        material.texts,
+        scheduler=flux.scheduler,
+        guidance=settings.guidance,
+        drawing_guidance=settings.prior_guidance,
     )
-    priors = draw(material.apart, sizes, seed=settings.seed)
+    priors = draw(drawn, prior.shared_out(sizes, len(drawn)), seed=settings.seed)
+    pictures = [*material.learned, *material.unseen]
+    priors += prior.noised(transformer, material.texts, of_pictures, pictures, settings.seed, settings.guidance)
     unseen = material.questions.apart
-    smallest = prior.shared_out([example.size for example in material.learned], 1) * len(unseen)
+    smallest = prior.shared_out(sizes, 1) * len(unseen)
     states = examine.thinned(draw(unseen, smallest, seed=settings.seed + 1))
     examination = Examination(
         transformer, material.learned, material.unseen, material.questions, states, material.texts, settings.seed

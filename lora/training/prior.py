@@ -9,6 +9,7 @@ its pictures: such a target has no noise of its own, and pictures as targets cos
 
 import dataclasses
 import itertools
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from lora.flux import flow
-from lora.flux.encode import Text, in_host_memory, stack
+from lora.flux.encode import Example, Text, batched, in_host_memory, stack
+from lora.training.prompts import Asked
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,8 +32,9 @@ class Prior:
     noisy: Tensor
     """(S, 4C), where the drawing stood."""
     timestep: float
+    since: float
     until: float
-    """The drawing's next time: the step stands for all between."""
+    """It stands for all timesteps between these: of a drawing, from its own to its next."""
     velocity: Tensor
     """(S, 4C), the base's prediction there."""
 
@@ -54,6 +57,68 @@ def shared_out(sizes: Sequence[tuple[int, int]], count: int) -> list[tuple[int, 
     between = [size for tier in tiers[1:-1] for size in tier]
     parts = ((tiers[0], count - middle - large), (between, middle), (tiers[-1], large))
     return [part[i % len(part)] for part, many in parts for i in range(many)]
+
+
+STATES = 4
+"""Of each picture under each prompt; their timesteps lie in as many equal parts of 0 to 1."""
+RESOLUTIONS = (0, 0, 1, 0, 0, 2)
+"""Which of a picture's resolutions, from the smallest, is taken by turns: most at the smallest."""
+
+
+@torch.no_grad()
+def noised(
+    transformer: FluxTransformer2DModel,
+    texts: Mapping[str, Text],
+    asked: Sequence[Asked],
+    examples: Sequence[Example],
+    seed: int,
+    guidance: float = flow.TRAINING_GUIDANCE,
+    batch_size: int = 8,
+) -> list[Prior]:
+    """The user's own pictures with noise as the states, each under its caption with another word than the trigger word.
+
+    Nothing is drawn, and the states are those that the pictures themselves train at: how ostris' ai-toolkit preserves
+    (`diff_output_preservation`), and Nerogar/OneTrainer#505. STATES for each of `asked`, whose captions must be those
+    of examples. The transformer must be without an adapter.
+    """
+    device = next(transformer.parameters()).device
+    generator, rng = torch.Generator().manual_seed(seed), random.Random(seed)
+    by_caption: dict[str, list[Example]] = {}
+    for example in sorted(examples, key=lambda example: len(example.mean)):
+        by_caption.setdefault(example.caption, []).append(example)
+    by_size: dict[tuple[int, int], list[tuple[str, Example, float]]] = {}
+    for number, one in enumerate(asked):
+        assert one.caption is not None
+        mine = by_caption[one.caption]
+        sizes = sorted({len(example.mean) for example in mine})
+        tokens = sizes[min(RESOLUTIONS[number % len(RESOLUTIONS)], len(sizes) - 1)]
+        example = rng.choice([example for example in mine if len(example.mean) == tokens])
+        for part in range(STATES):
+            by_size.setdefault(example.size, []).append((one.prompt, example, (part + rng.random()) / STATES))
+    priors = []
+    for size, states in by_size.items():
+        for start in range(0, len(states), batch_size):
+            prompts, shown, times = zip(*states[start : start + batch_size], strict=True)
+            latents = batched([example.mean for example in shown], device)
+            noise = torch.randn(latents.shape, generator=generator).to(latents)
+            timesteps = torch.tensor(times, device=device)
+            noisy = flow.add_noise(latents, noise, timesteps)
+            velocity = flow.velocity(transformer, noisy, timesteps, guidance, stack(texts, prompts, device), size)
+            noisy, velocity = in_host_memory(noisy), in_host_memory(velocity)
+            for i, (prompt, time) in enumerate(zip(prompts, times, strict=True)):
+                low, high = int(time * STATES) / STATES, (int(time * STATES) + 1) / STATES
+                priors.append(
+                    Prior(
+                        prompt=prompt,
+                        size=size,
+                        noisy=noisy[i],
+                        timestep=time,
+                        since=high,
+                        until=low,
+                        velocity=velocity[i],
+                    )
+                )
+    return priors
 
 
 @torch.no_grad()
@@ -115,7 +180,7 @@ def _batch(
             ahead = flow.velocity(transformer, x, timesteps, drawing_guidance, text, size)
         noisy, velocity = in_host_memory(x), in_host_memory(kept)
         priors += [
-            Prior(prompt=prompt, size=size, noisy=noisy[i], timestep=now, until=then, velocity=velocity[i])
+            Prior(prompt=prompt, size=size, noisy=noisy[i], timestep=now, since=now, until=then, velocity=velocity[i])
             for i, prompt in enumerate(batch)
         ]
         x = x + (then - now) * ahead

@@ -5,6 +5,7 @@ nearest: the captions under another word, words near the trigger word, the class
 arXiv:2208.12242), other people and things in ordinary pictures.
 """
 
+import dataclasses
 import random
 from collections.abc import Sequence
 
@@ -37,6 +38,15 @@ _PLACES = ("", "", "", " on the left", " on the right", " at the top", " at the 
 _SIZES = ("", "", "", "small ", "large ")
 
 
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A preservation prompt."""
+
+    prompt: str
+    caption: str | None = None
+    """The user's caption that it is, but for the trigger word; None where it is none."""
+
+
 def apart(
     captions: Sequence[str],
     trigger_word: str,
@@ -44,7 +54,7 @@ def apart(
     seed: int,
     kinds: Sequence[str],
     class_noun: str | None = None,
-) -> list[str]:
+) -> list[Asked]:
     """`count` prompts without the trigger word, of each of `kinds` in turn.
 
     "captions" are the user's own with a made-up word where the trigger word stood; "near" with a word near it; "noun"
@@ -55,29 +65,37 @@ def apart(
     pattern = whole_word(trigger_word)
     near = near_words(trigger_word, rng, count, NEAR)
 
-    def one(kind: str) -> str:
+    def one(kind: str) -> Asked:
         word = made_up_word(rng, trigger_word)
         match kind:
             case "captions":
-                return word.join(pattern.split(rng.choice(captions)))
+                return instead(word)
             case "near":
-                return (rng.choice(near) if near else word).join(pattern.split(rng.choice(captions)))
+                return instead(rng.choice(near) if near else word)
             case "noun":
-                return (class_noun or rng.choice(THINGS)).join(pattern.split(rng.choice(captions)))
+                return instead(class_noun or rng.choice(THINGS))
             case "natural":
                 noun, other = class_noun or rng.choice(NOUNS), rng.choice(NOUNS)
                 said = rng.choice(NATURAL).format(noun=noun, other=other)
-                return said.replace(f"a {noun}", f"{_article(noun)} {noun}").replace(
-                    f"a {other}", f"{_article(other)} {other}"
-                )
+                for name in (noun, other):
+                    said = said.replace(f"a {name}", f"{_article(name)} {name}")
+                return Asked(said)
             case "things":
-                return _ordinary(rng)
+                return Asked(_ordinary(rng))
             case "made-up words":
-                return _ordinary(rng, thing=word) if rng.random() < 0.6 else f"{_ordinary(rng)}, in the style of {word}"
+                thing = rng.random() < 0.6
+                return Asked(_ordinary(rng, thing=word) if thing else f"{_ordinary(rng)}, in the style of {word}")
         raise AssertionError(f"no kind of prompt: {kind!r}")
 
+    def instead(word: str) -> Asked:
+        caption = rng.choice(captions)
+        return Asked(word.join(pattern.split(caption)), caption)
+
     chosen = [one(kinds[i % len(kinds)]) for i in range(count)]
-    return [pattern.sub(lambda _: made_up_word(rng, trigger_word), prompt) for prompt in chosen]
+    return [
+        dataclasses.replace(asked, prompt=pattern.sub(lambda _: made_up_word(rng, trigger_word), asked.prompt))
+        for asked in chosen
+    ]
 
 
 def _ordinary(rng: random.Random, thing: str | None = None) -> str:

@@ -304,7 +304,9 @@ def test_a_step_without_a_finite_gradient_changes_nothing_and_is_counted(
 def test_priors_of_a_batch_have_one_size() -> None:
     nothing = torch.zeros(1)
     priors = [
-        Prior(prompt="", size=(4, 4) if i % 3 else (2, 6), noisy=nothing, timestep=1, until=0, velocity=nothing)
+        Prior(
+            prompt="", size=(4, 4) if i % 3 else (2, 6), noisy=nothing, timestep=1, since=1, until=0, velocity=nothing
+        )
         for i in range(9)
     ]
     rng, seen = random.Random(0), Counter[tuple[int, int]]()

@@ -6,8 +6,9 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from lora.flux import flow
-from lora.flux.encode import Text, stack
+from lora.flux.encode import Example, Text, stack
 from lora.training import prior
+from lora.training.prompts import Asked
 
 
 def test_each_step_kept_is_the_bases_own_prediction_where_the_drawing_stood(
@@ -55,3 +56,24 @@ def test_a_drawing_may_go_by_another_guidance_than_that_of_the_velocities_that_a
     torch.testing.assert_close(other[1].noisy, all_other[1].noisy)
     assert not torch.equal(other[1].noisy, plain[1].noisy)
     assert not torch.equal(other[1].velocity, all_other[1].velocity)
+
+
+def test_the_users_pictures_with_noise_are_states_at_every_part_of_the_timesteps(
+    tiny_flux: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text]
+) -> None:
+    asked = [Asked("a VEK", "a TOK"), Asked("a red house", "a TOK on a table")]
+    kept = prior.noised(tiny_flux, texts, asked, examples, seed=1)
+    assert len(kept) == 2 * prior.STATES
+    assert {p.size for p in kept if p.prompt == "a VEK"} == {(4, 4)}
+    assert sorted(p.until for p in kept if p.prompt == "a VEK") == [0, 0.25, 0.5, 0.75]
+    for p in kept:
+        assert p.until <= p.timestep <= p.since
+        with torch.no_grad():
+            text = stack(texts, [p.prompt], p.noisy.device)
+            again = flow.velocity(tiny_flux, p.noisy[None], torch.tensor([p.timestep]), 1.0, text, p.size)
+        torch.testing.assert_close(again[0], p.velocity, rtol=1e-4, atol=1e-5)
+    pictures = [example.mean for example in examples if example.caption == "a TOK"]
+    least = min(kept, key=lambda p: (p.prompt != "a VEK", p.timestep))
+    noise = (least.noisy - (1 - least.timestep) * pictures[0]) / least.timestep
+    other = (least.noisy - (1 - least.timestep) * pictures[1]) / least.timestep
+    assert min(abs(noise.std() - 1), abs(other.std() - 1)) < 0.35
