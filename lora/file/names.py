@@ -176,6 +176,8 @@ def _one(name: str, layers: Sequence[str], parts: Mapping[str, Pair]) -> Pair:
     ranks = {len(a) for a, _ in parts.values()}
     if len(ranks) > 1:
         raise ValueError(f"{name}: its parts have the ranks {sorted(ranks)}; they can only be joined at the same rank")
+    if len({a.shape[1] for a, _ in parts.values()}) > 1:
+        raise ValueError(f"{name}: its parts read inputs of several sizes, so they are of no one layer")
     first = next(iter(parts.values()))[0]
     if len(parts) == len(layers) and all(torch.equal(a, first) for a, _ in parts.values()):
         return first, torch.cat([parts[layer][1] for layer in layers])

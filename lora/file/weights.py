@@ -59,6 +59,7 @@ class Weights:
 
 def read(path: Path) -> Weights:
     """Raises ValueError that names the file where it is no safetensors, damaged, or no LoRA for FLUX: then its kind."""
+    called = names.some([path.name])
     try:
         with safe_open(path, framework="pt") as file:
             shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118, it is no mapping
@@ -68,9 +69,11 @@ def read(path: Path) -> Weights:
     except (SafetensorError, OSError) as error:
         if zipfile.is_zipfile(path):
             raise ValueError(
-                f"{path.name} is a zip, or a checkpoint of torch's own kind; give a safetensors, or a tar with one"
+                f"{called} is a zip, or a checkpoint of torch's own kind; give a safetensors, or a tar with one"
             ) from error
-        raise ValueError(f"{path.name} is not a whole safetensors file: {error}") from error
+        if path.is_file() and _begins(path) == b"GGUF":
+            raise ValueError(f"{called} is a GGUF, a whole checkpoint, no LoRA; ComfyUI-GGUF reads it") from error
+        raise ValueError(f"{called} is not a whole safetensors file: {str(error)[:200]}") from error
     try:
         if kind:
             raise ValueError(f"it is {kind.name}; {kind.reader}")
@@ -82,7 +85,7 @@ def read(path: Path) -> Weights:
         if both := [name for name, layer in layers.items() if layer.magnitude is not None and layer.bias is not None]:
             raise ValueError(f"peft cannot apply a DoRA with biases, as {names.some(both)} have; ComfyUI reads it")
     except ValueError as error:
-        raise ValueError(f"{path.name} is not a LoRA for FLUX: {error}") from error
+        raise ValueError(f"{called} is not a LoRA for FLUX: {error}") from error
     return Weights(
         naming=" and ".join(sorted(parsed.namings)) or "clip",
         pairs={name: layer[:2] for name, layer in layers.items()},
@@ -95,6 +98,11 @@ def read(path: Path) -> Weights:
         left_out=parsed.left_out,
         keys=tuple(tensors),
     )
+
+
+def _begins(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4)
 
 
 def _plain(key: str, tensor: Tensor) -> Tensor:

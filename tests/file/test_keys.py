@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lora.file import keys, names, weights
+from lora.file import judge, keys, names, weights
 from tests.file.test_names import a_lora
 
 X = torch.ones(2, 2)
@@ -162,6 +162,26 @@ def test_a_lora_of_flux2_in_black_forest_labs_names_is_told_by_its_size(tmp_path
 def test_a_control_lora_is_told_by_its_first_layer_alone(tmp_path: Path) -> None:
     tensors = {"transformer.x_embedder.lora_A.weight": torch.ones(2, 128), "transformer.x_embedder.lora_B.weight": X}
     assert "it is a LoRA for FLUX.1 Control or Fill" in _refusal(tensors, tmp_path)
+
+
+def test_a_gguf_is_told_and_a_long_name_is_cut(tmp_path: Path) -> None:
+    (tmp_path / "flux1-dev-Q4_0.gguf").write_bytes(b"GGUF\x03" + bytes(100))
+    with pytest.raises(ValueError, match=r"flux1-dev-Q4_0\.gguf is a GGUF, a whole checkpoint, no LoRA; "):
+        weights.read(tmp_path / "flux1-dev-Q4_0.gguf")
+    (tmp_path / ("n" * 240)).write_bytes(b"no")
+    with pytest.raises(ValueError, match=r"^n{57}\.\.\. is not a whole safetensors file"):
+        weights.read(tmp_path / ("n" * 240))
+
+
+def test_a_lora_of_the_text_encoder_alone_is_one(tmp_path: Path) -> None:
+    stem = "lora_te1_text_model_encoder_layers_0_mlp_fc1"
+    file = tmp_path / "x.safetensors"
+    save_file({f"{stem}.lora_down.weight": torch.ones(2, 8), f"{stem}.lora_up.weight": torch.ones(8, 2)}, file)
+    lora = weights.read(file)
+    assert (lora.pairs, list(lora.text), lora.naming) == ({}, ["encoder.layers.0.mlp.fc1"], "clip")
+    page = judge.describe(lora, file)
+    assert "loads in:  diffusers: yes" in page
+    assert "loads in:  ComfyUI: yes" in page
 
 
 def test_keys_as_long_as_a_page_are_cut_in_what_is_said(tmp_path: Path) -> None:

@@ -131,6 +131,9 @@ def test_layers_of_different_rank_cannot_be_joined_and_others_have_no_name_there
     pairs["transformer_blocks.0.attn.to_q"] = a_lora(3, width=48)["transformer_blocks.0.attn.to_q"]
     with pytest.raises(ValueError, match=r"double_blocks\.0\.img_attn\.qkv: its parts have the ranks \[2, 3\]"):
         names.to_naming("bfl", pairs)
+    pairs["transformer_blocks.0.attn.to_q"] = (torch.ones(2, 8), torch.ones(48, 2))
+    with pytest.raises(ValueError, match=r"img_attn\.qkv: its parts read inputs of several sizes"):
+        names.to_naming("bfl", pairs)
     with pytest.raises(ValueError, match=r"no name there: transformer_blocks\.0\.attn\.other"):
         names.to_naming("kohya", {"transformer_blocks.0.attn.other": pairs["transformer_blocks.0.attn.to_k"]})
 
