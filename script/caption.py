@@ -73,6 +73,8 @@ def main(argv: Sequence[str]) -> int:
     faults += settled.faults
     if (why := trigger.fault(settled.trigger_word)) and "trigger_word" in values:
         faults.append(f"trigger_word: {why}")
+    if settled.captioning == "all":
+        faults.append("captioning: this never writes over a caption of yours; delete those that are to be new")
     source, output = arguments.pictures, arguments.output
     if source is None:
         faults.append("PICTURES: missing; name a folder or an archive")
@@ -223,7 +225,7 @@ def caption_folder(folder: Path, rules: Rules, captioning: str, model: str | Non
         {photo.name: photo.path for photo in pictures.found},
         {photo.name: photo.caption for photo in pictures.found if photo.caption is not None},
         rules,
-        captioning=captioning if captioning == "disabled" else "automatic",  # never over what the user wrote
+        captioning=captioning,
         model=model,
         read=buckets.read_picture,
         log=cli.say,
