@@ -155,7 +155,13 @@ def caption_all(
             log(f"captions: loaded in {time.perf_counter() - start:.1f} s")
             batch_size = CPU_BATCH_SIZE if device == "cpu" else BATCH_SIZE
             written, noun = caption_pictures(captioner, wanted, rules, read=read, batch_size=batch_size, log=log)
-            captions |= {name: replace(made, own=given.get(name)) for name, made in written.items()}
+            for name, made in written.items():
+                if name not in given:
+                    captions[name] = made
+                elif made.source == "template":  # which says less than what the user wrote
+                    captions[name] = replace(captions[name], note=made.note)
+                else:
+                    captions[name] = replace(made, own=given[name])
             for warning in look_at(captioner, pictures, rules.kind, noun, read=read, batch_size=batch_size, log=log):
                 log(f"warning: {warning}")
     else:
@@ -196,8 +202,8 @@ def whether_to_ask(model: str, device: str, *, captioning: str, missing: int, of
     if device == "cpu" and not is_at_hand(model):
         return False, (
             f"{missing} of {of} pictures have none, and without a GPU the captioning model {model} is not downloaded, "
-            "so they get a template. For better ones put a .txt beside each picture, or set CAPTIONER to a folder "
-            "with a Qwen3-VL-Instruct model"
+            f"so they get a template{' and the others keep yours' if missing < of else ''}. For better ones put a .txt "
+            "beside each picture, or set CAPTIONER to a folder with a Qwen3-VL-Instruct model"
         )
     if captioning == "all":
         return True, f"captioning is all; loading {model} on {device} to write new ones for all {of} pictures"

@@ -6,7 +6,7 @@ base (`training_steps` left empty, `priority`) is decided by `lora.training.deci
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Any, Self, TypeVar
 
 from lora import trigger
 
@@ -50,6 +50,11 @@ class Asked:
     """Of Black Forest Labs' API."""
     rank: int | None = None
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Those among the inputs of `train`, by their names."""
+        return cls(**{field.name: values.get(field.name) for field in dataclasses.fields(cls)})
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settled:
@@ -66,6 +71,11 @@ class Settled:
     """A line for each value that does not stand in the request as it is, with its reason."""
     faults: tuple[str, ...]
     """What contradicts itself, a line each; then the values are not to be used."""
+
+    def all_faults(self) -> list[str]:
+        """With what is wrong with the trigger word."""
+        why = trigger.fault(self.trigger_word)
+        return [*self.faults, *([f"trigger_word: {why}"] if why else [])]
 
 
 def settle(asked: Asked) -> Settled:

@@ -14,7 +14,7 @@ from typing import Any
 
 from captioner import text
 from captioner.text import Caption, Rules
-from lora import presets, trigger
+from lora import presets
 from lora.pictures import archive, background, names, photos, survey
 from lora.pictures.photos import Photo
 from script import cli, signature
@@ -69,10 +69,10 @@ def main(argv: Sequence[str]) -> int:
     inputs = signature.read(ROOT / "train.py", "train")
     inputs = dataclasses.replace(inputs, inputs={name: inputs.inputs[name] for name in INPUTS})
     values, faults = cli.check(inputs, arguments.inputs, os.environ)
-    settled = presets.settle(presets.Asked(**{name: values.get(name) for name in INPUTS}))  # type: ignore[arg-type]
-    faults += settled.faults
-    if (why := trigger.fault(settled.trigger_word)) and "trigger_word" in values:
-        faults.append(f"trigger_word: {why}")
+    settled = presets.settle(presets.Asked.of(values))
+    faults += settled.all_faults()
+    if settled.captioning == "all":
+        faults.append("captioning: this never writes over a caption of yours; delete those that are to be new")
     source, output = arguments.pictures, arguments.output
     if source is None:
         faults.append("PICTURES: missing; name a folder or an archive")
@@ -142,7 +142,9 @@ def check(source: Path, rules: Rules, model: str | None) -> None:
     for warning in warnings:
         print(f"warning: {warning}")
     captioned = len(pictures.found) - len(pictures.missing)
-    what = f"{len(warnings)} warnings" if warnings else "nothing to say against them"
+    what = "nothing to say against them"
+    if warnings:
+        what = f"{len(warnings)} warning{'s' if len(warnings) > 1 else ''}"
     print(f"{len(pictures.found)} pictures, {captioned} of them with a caption: {what}")
 
 
@@ -223,7 +225,7 @@ def caption_folder(folder: Path, rules: Rules, captioning: str, model: str | Non
         {photo.name: photo.path for photo in pictures.found},
         {photo.name: photo.caption for photo in pictures.found if photo.caption is not None},
         rules,
-        captioning=captioning if captioning == "disabled" else "automatic",  # never over what the user wrote
+        captioning=captioning,
         model=model,
         read=buckets.read_picture,
         log=cli.say,

@@ -46,9 +46,15 @@ class Command:
 
 
 def parse(
-    command: Command, signature: PredictorInfo, argv: Sequence[str], environ: Mapping[str, str]
+    command: Command,
+    signature: PredictorInfo,
+    argv: Sequence[str],
+    environ: Mapping[str, str],
+    contradictions: Callable[[Mapping[str, object]], Sequence[str]] = lambda values: (),
 ) -> tuple[dict[str, object], Path]:
     """Every input of the signature with its value or default, and the file to write.
+
+    `contradictions` says what is wrong with values that are right one by one: before anything is fetched.
 
     Exits with 0 after --help, and with 2 after naming everything that is wrong.
     """
@@ -63,6 +69,7 @@ def parse(
 
     output = Path(arguments.output)
     values, faults = check(signature, arguments.inputs, environ, command.folders)
+    faults += contradictions(values)
     if output.is_dir():
         faults.append(f"-o: {output} is a folder; name a file")
     else:

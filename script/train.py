@@ -4,10 +4,10 @@ import logging
 import os
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lora import disk
+from lora import disk, presets
 from script import cli, signature
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,8 +25,12 @@ BESIDE = {
 
 
 def main(argv: Sequence[str]) -> int:
-    values, output = cli.parse(COMMAND, signature.read(ROOT / "train.py", "train"), argv, os.environ)
+    values, output = cli.parse(COMMAND, signature.read(ROOT / "train.py", "train"), argv, os.environ, _contradictions)
     return cli.run(COMMAND, lambda: _train(values, output))
+
+
+def _contradictions(values: Mapping[str, object]) -> list[str]:
+    return presets.settle(presets.Asked.of(values)).all_faults()
 
 
 def _train(values: dict[str, object], output: Path) -> None:

@@ -329,12 +329,21 @@ def test_users_captions_win_and_nothing_is_loaded_where_none_is_missing(paths: d
     assert log[1:] == text.table(captions)
 
 
-def test_captioning_all_writes_new_ones_and_keeps_the_users_beside_them(folder: Path, paths: dict[str, Path]) -> None:
-    given = {"1.png": "TOK mine", "2.png": "TOK also mine"}
+def test_captioning_all_writes_new_ones_and_keeps_the_users_beside_them(
+    folder: Path, paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(_: Captioner, pictures: list[Image.Image], question: str, *__: object) -> list[str]:
+        return ["A dog runs on sand." if len(pictures) == 4 else "I'm sorry."] * len(pictures)
+
+    monkeypatch.setattr(Captioner, "answer", answer)
+    given = {"1.png": "TOK mine", "5.png": "TOK also mine"}
     captions, _, log = all_captions(paths, given, str(folder), captioning="all")
-    assert {name: caption.own for name, caption in captions.items() if caption.own} == given
-    assert "yours" not in [caption.source for caption in captions.values()]
+    assert captions["1.png"] == text.Caption(text="TOK, a dog runs on sand.", source="model", own="TOK mine")
     assert "1.png: yours was: TOK mine" in log
+    kept = captions["5.png"]
+    assert (kept.text, kept.source, kept.own) == ("TOK also mine", "yours", None), "a template would say less"
+    assert "no caption in two answers" in kept.note
+    assert captions["4.png"].source == "template"
     captions, _, _ = all_captions(paths, given, "/no/such/model", captioning="all")
     assert captions["1.png"] == text.Caption(text="TOK mine", source="yours"), "without a model the user's are used"
 
@@ -584,7 +593,9 @@ def test_the_command_without_a_model_writes_no_templates(
 def test_the_command_names_all_that_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["no-such.zip", "-i", "trigger_word=", "-i", "lora_type=sculpture", "-i", "steps=3"]) == 2
     told = capsys.readouterr().err
-    for name in ("no-such.zip", "trigger_word", "sculpture", "steps"):
+    assert command.main([str(Path(__file__).parent), "-i", "captioning=all"]) == 2
+    told += capsys.readouterr().err
+    for name in ("no-such.zip", "trigger_word", "sculpture", "steps", "captioning: this never writes over"):
         assert name in told
 
 

@@ -255,6 +255,16 @@ def test_a_failing_training_says_why_and_leaves_nothing(pictures):
     assert list((pictures / "tmp").iterdir()) == []
 
 
+def test_inputs_that_contradict_each_other_are_refused_before_the_pictures_are_fetched(pictures):
+    asked = ["input_images=http://127.0.0.1:9/x.zip", "steps=2", "training_steps=3", "trigger_word=a b c d e", "mask=1"]
+    process = start(pictures, *(word for pair in asked for word in ("-i", pair)))
+    _, complaints = process.communicate(timeout=600)
+    assert process.returncode == 2
+    for told in ("mask: no such input", "steps: it means the same as training_steps", "is a sentence of 5 words"):
+        assert told in complaints
+    assert "could not be fetched" not in complaints
+
+
 def test_a_training_that_is_interrupted_leaves_nothing(pictures):
     process = start(pictures, "-i", "input_images=@pictures.zip", *SMALL[2:], "-i", "training_steps=5000")
     assert process.stdout is not None
