@@ -97,7 +97,7 @@ async def keep(
     run: str | None = None,
     details: Json | None = None,
 ) -> File:
-    """Stores the bytes, then adds the record to the session. What a crash leaves between them `retention.strays` removes."""
+    """Stores the bytes, then adds the record. What a crash leaves between them is removed by `retention.strays`."""
     id = new_id()
     size, digest = await store.write(id, source)
     name = re.sub(r"[^\w. ()+-]", "_", name.rpartition("/")[2])[-200:] or "file"
