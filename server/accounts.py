@@ -51,10 +51,9 @@ async def revoke(session: AsyncSession, hint: str) -> int:
     return len((await session.scalars(chosen.returning(Token.digest))).all())
 
 
-async def of_token(session: AsyncSession, token: str) -> Account | None:
-    return await session.scalar(
-        select(Account).join(Token).where(Token.digest == digest(token), Token.revoked_at.is_(None))
-    )
+async def of_token(session: AsyncSession, digest: str) -> Account | None:
+    """The account of the token with this hash, unless it is revoked."""
+    return await session.scalar(select(Account).join(Token).where(Token.digest == digest, Token.revoked_at.is_(None)))
 
 
 async def link_key(session: AsyncSession) -> bytes:

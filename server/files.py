@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
@@ -59,6 +60,11 @@ class Store:
                 file.write(block)
         part.replace(path)
 
+    async def older_than(self, moment: datetime) -> AsyncIterator[list[str]]:
+        """The ids of files that were written before, in batches."""
+        async for batch in self._store.list():
+            yield [entry["path"] for entry in batch if entry["last_modified"] < moment]
+
     async def delete(self, ids: Iterable[str]) -> None:
         for id in ids:
             with contextlib.suppress(*GONE):
@@ -91,7 +97,7 @@ async def keep(
     run: str | None = None,
     details: Json | None = None,
 ) -> File:
-    """Stores the bytes, then adds the record to the session: what a crash between the two leaves, `sweep` removes."""
+    """Stores the bytes, then adds the record. What a crash leaves between them is removed by `retention.strays`."""
     id = new_id()
     size, digest = await store.write(id, source)
     name = re.sub(r"[^\w. ()+-]", "_", name.rpartition("/")[2])[-200:] or "file"

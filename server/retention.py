@@ -53,3 +53,14 @@ async def expire(session: AsyncSession, store: Store, days: float) -> int:
     uploads = (await session.scalars(late)).all()
     await files.remove(session, store, [*gone, *uploads])
     return len(runs) + len(uploads)
+
+
+async def strays(session: AsyncSession, store: Store, days: float = 1.0) -> int:
+    """Deletes stored bytes that no record names, of files older than this: what crashes left. Returns how many."""
+    gone = 0
+    async for ids in store.older_than(datetime.now(UTC) - timedelta(days=days)):
+        known = set((await session.scalars(select(File.id).where(File.id.in_(ids)))).all())
+        unknown = [id for id in ids if id not in known]
+        await store.delete(unknown)
+        gone += len(unknown)
+    return gone

@@ -15,6 +15,8 @@ from server.settings import Settings
 
 SECONDS = 2.0
 RETENTION_SECONDS = 60.0
+STRAYS_SECONDS = 6 * 3600.0
+"""Listing a bucket costs money."""
 KEEP_JOBS_DAYS = 7
 
 LOST = text(
@@ -41,6 +43,7 @@ STUCK = text(
 async def for_ever(context: Context) -> None:
     """Several processes may do this at once: each run is put right by one of them."""
     log, cleaned = logging.getLogger("server.sweep"), 0.0
+    searched = time.monotonic()
     while True:
         await asyncio.sleep(SECONDS)
         try:
@@ -49,6 +52,10 @@ async def for_ever(context: Context) -> None:
             if time.monotonic() - cleaned > RETENTION_SECONDS:
                 cleaned = time.monotonic()
                 await tidy(context)
+            if time.monotonic() - searched > STRAYS_SECONDS:
+                searched = time.monotonic()
+                async with context.sessions() as session:
+                    await retention.strays(session, context.store)
         except Exception as error:  # the database may be away for a moment
             log.warning("sweep: %s", str(error).partition("\n")[0])
 

@@ -11,7 +11,7 @@ def lines(file: str) -> list[str]:
     return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
-@pytest.mark.parametrize("file", ["requirements.txt", "requirements-dev.txt"])
+@pytest.mark.parametrize("file", ["requirements.txt", "requirements-dev.txt", "requirements-server.txt"])
 def test_every_requirement_is_pinned_to_one_version(file):
     for line in lines(file):
         assert re.fullmatch(r"[A-Za-z0-9_.-]+==\d+(\.\d+)+", line), line

@@ -13,6 +13,7 @@ NOUNS = {
     "openapi.json",
 }
 """The first parts of the API's addresses: /trainings and /v1/v1/trainings mean /v1/trainings."""
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY"}
 FORM_BYTES = 2**20
 """What a multipart request may have beyond its file."""
 REQUESTS = Counter("server_requests", "Requests answered", ["method", "noun", "status"])
@@ -36,7 +37,9 @@ class Edge:
             return
         path = own_path(scope["path"])
         scope = {**scope, "path": path, "raw_path": path.encode()}
-        noun = path.split("/")[2] if path.startswith("/v1/") else path.split("/")[1] or "page"
+        part = path.split("/")[2] if path.startswith("/v1/") else path.split("/")[1]
+        noun = part if part in NOUNS else "other"
+        method = scope["method"] if scope["method"] in METHODS else "other"
         uploads = path == "/v1/files"
         limit = self.settings.file_bytes + FORM_BYTES if uploads else self.settings.body_bytes
         begun, received, status = time.monotonic(), 0, 0
@@ -54,7 +57,7 @@ class Edge:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 SECONDS.labels(noun).observe(time.monotonic() - begun)
-                REQUESTS.labels(scope["method"], noun, status).inc()
+                REQUESTS.labels(method, noun, status).inc()
             await send(message)
 
         announced = dict(scope["headers"]).get(b"content-length", b"0")

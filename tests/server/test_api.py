@@ -243,8 +243,10 @@ def test_nulls_are_as_good_as_left_out(http: httpx.Client) -> None:
 
 def test_lists_come_in_pages_that_can_be_walked_both_ways(http: httpx.Client, served: Served) -> None:
     with served.http(served.new_token("pager")) as pager:
-        for number in range(101):
-            pager.post("/models", json={"owner": "pager", "name": f"m{number}", "visibility": "private"})
+        served.rows(
+            "INSERT INTO models (account_id, owner, name, visibility) SELECT id, name, 'm' || number, 'private'"
+            " FROM accounts, generate_series(1, 101) AS number WHERE name = 'pager' RETURNING id"
+        )
         first = pager.get("/models").json()
         assert len(first["results"]) == 100
         assert first["previous"] is None

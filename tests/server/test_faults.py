@@ -37,6 +37,7 @@ def at_work(run: dict) -> bool:
     return "| 1/6000" in run["logs"]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_noticed_and_a_cancel_frees_the_gpu_within_two_seconds(
     served: Served, http: httpx.Client
 ) -> None:

@@ -170,9 +170,3 @@ def test_a_trainer_that_answers_with_a_finetune_id_is_served_too(client: replica
     assert isinstance(finetune, str)
     drawn = client.run("local/flux-lora-generator", input={**SKETCH, "lora_weights": finetune})
     assert drawn[0].read()[:4] == b"\x89PNG"
-
-
-def test_the_trainers_prediction_says_that_it_does_nothing(client: replicate.Client) -> None:
-    assert client.run("replicate/fast-flux-trainer", input={"txt": "some words"}) == (
-        "predict on this model is a no-op"
-    )

@@ -1,5 +1,6 @@
 """The first schema: accounts, models, runs, files, workers, and Procrastinate's tables."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,25 @@ def upgrade() -> None:
         sa.Column("name", sa.String(40), primary_key=True),
         sa.Column("value", sa.String(200), nullable=False),
     )
+    _create_models(account, moment, now)
+    _create_runs(account(nullable=False), moment, now)
+    op.create_table(
+        "workers",
+        sa.Column("name", sa.String(127), primary_key=True),
+        sa.Column("hardware", sa.String(127), nullable=False),
+        sa.Column("doing", sa.String(40), nullable=False, server_default=""),
+        sa.Column("started_at", moment, **now),
+        sa.Column("seen_at", moment, **now),
+    )
+    # Procrastinate's schema of the version that this migration was written with: what later versions of it change
+    # comes as a migration of its own.
+    schema = (Path(__file__).parent.parent / "procrastinate-3.10.sql").read_text(encoding="utf-8")
+    driver = op.get_bind().connection.driver_connection
+    assert driver is not None
+    driver.execute(schema)
+
+
+def _create_models(account: "Callable[..., sa.Column[int]]", moment: sa.DateTime, now: dict[str, Any]) -> None:
     op.create_table(
         "models",
         sa.Column("id", sa.Integer, primary_key=True),
@@ -81,21 +101,6 @@ def upgrade() -> None:
         sa.UniqueConstraint("model_id", "id"),
     )
     op.create_index("versions_by_model", "versions", ["model_id", "created_at"])
-    _create_runs(account(nullable=False), moment, now)
-    op.create_table(
-        "workers",
-        sa.Column("name", sa.String(127), primary_key=True),
-        sa.Column("hardware", sa.String(127), nullable=False),
-        sa.Column("doing", sa.String(40), nullable=False, server_default=""),
-        sa.Column("started_at", moment, **now),
-        sa.Column("seen_at", moment, **now),
-    )
-    # Procrastinate's schema of the version that this migration was written with: what later versions of it change
-    # comes as a migration of its own.
-    schema = (Path(__file__).parent.parent / "procrastinate-3.10.sql").read_text(encoding="utf-8")
-    driver = op.get_bind().connection.driver_connection
-    assert driver is not None
-    driver.execute(schema)
 
 
 def _create_runs(account: "sa.Column[int]", moment: sa.DateTime, now: dict[str, Any]) -> None:
