@@ -1,7 +1,7 @@
 """How fast pictures are prepared, against Pillow's bare decode and resize, and how much memory it takes.
 
 `python -m bench.pictures`: JPEGs of 12 megapixels, drawn here, on all cores. The same files, threads and sizes go by
-turns to `buckets.prepared` and to bare Pillow (open, convert to RGB, resize), so that a busy machine slows both. The
+turns to `views.prepared` and to bare Pillow (open, convert to RGB, resize), so that a busy machine slows both. The
 goal is 1.15 times bare Pillow's time. `--full` measures the memory of the first look and the preparing with 2,000
 pictures; the goal is 2 GiB. On the disk lie six drawn pictures, the rest are further names of them.
 """
@@ -19,7 +19,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageOps
 
-from lora.pictures import buckets, survey
+from lora.pictures import buckets, survey, views
+from lora.pictures.views import View
 
 GOAL_RATIO = 1.15
 GOAL_GIB = 2.0
@@ -85,7 +86,7 @@ def speed(
     """Prints images per second of each way; `sizes` are the buckets of the files, which are all of one size."""
 
     def ours() -> None:
-        for _ in buckets.prepared(paths, resolutions, threads=threads):
+        for _ in views.prepared([View(path) for path in paths], resolutions, threads=threads):
             pass
 
     def bare() -> None:
@@ -138,7 +139,7 @@ def peak_gib(paths: Sequence[Path], resolutions: Sequence[int], threads: int) ->
 
 def _prepare_all(paths: list[Path], resolutions: list[int], threads: int) -> int:
     survey.look_at({path.name: path for path in paths}, threads)
-    for _ in buckets.prepared(paths, resolutions, threads=threads):
+    for _ in views.prepared([View(path) for path in paths], resolutions, threads=threads):
         pass
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux
 

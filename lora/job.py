@@ -18,8 +18,9 @@ from lora.file import weights
 from lora.file.names import Pair
 from lora.flux import adapter, base, encode, hardware
 from lora.flux.base import Base
-from lora.pictures import archive, background, buckets, photos, survey
+from lora.pictures import archive, background, buckets, photos, survey, views
 from lora.pictures.photos import Photo
+from lora.pictures.views import View
 from lora.presets import PRIORITIES
 from lora.request import NO_SECRETS, Secrets, TrainRequest, parse_prompts
 from lora.result import hub, preview, record, report, tarball, verdict
@@ -140,7 +141,7 @@ def gather(desk: Desk, changes: Mapping[str, Any]) -> Gathered:
             desk.work / "pictures", archive.unpack(request.input_images, desk.work / "pictures")
         )
         looks = survey.look_at({photo.name: photo.path for photo in found})
-        for warning in warnings:
+        for warning in [*warnings, *views.check_masks(found)]:
             log(f"{WARNING}{warning}")
         log(f"{len(found)} pictures, {sum(photo.caption is not None for photo in found)} of them with a caption")
     flux = _base(desk, found)
@@ -378,10 +379,13 @@ def _pictures(
     log: Log,
 ) -> Iterator[tuple[str, str, Image.Image]]:
     """Every photo in each of its buckets: name, caption, picture. Leaves a thumbnail of each in `thumbnails`."""
-    prepared = buckets.prepared([photo.path for photo in found], decided.resolutions, merged=decided.merged)
+    wanted = [View(photo.path, photo.mask) for photo in found]
+    prepared = views.prepared(wanted, decided.resolutions, merged=decided.merged)
     for photo, fitted in zip(found, prepared, strict=True):
-        log(f"{photo.name}: {', '.join(f'{picture.width}x{picture.height}' for picture in fitted)}")
-        thumbnails[photo.name] = preview.thumbnail(fitted[-1])
+        sizes = ", ".join(f"{picture.width}x{picture.height}" for picture in fitted)
+        by = "" if fitted[0].mode == "RGB" else f"; weighed by its {'mask' if photo.mask else 'opaque parts'}"
+        log(f"{photo.name}: {sizes}{by}")
+        thumbnails[photo.name] = preview.thumbnail(fitted[-1].convert("RGB"))
         for picture in fitted:
             yield photo.name, captions[photo.name].text, picture
 

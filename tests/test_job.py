@@ -134,6 +134,29 @@ def test_pictures_of_a_folder_with_repeats_come_as_often_and_it_is_said(
     assert "1 file of regularisation pictures left out" in told
 
 
+def test_a_mask_in_the_archive_weighs_its_picture_and_the_others_train_as_they_are(
+    archive: Path, work: Path, tmp_path: Path
+) -> None:
+    def losses(name: str) -> list[str]:
+        lines: list[str] = []
+        _run(tmp_path / name, tmp_path / "out", lines.append, seed=1)
+        assert ("0.png: 96x96; weighed by its mask" in lines) == ("0.png: 96x96" not in lines)
+        assert any(line.startswith("1.png: ") and "mask" not in line for line in lines)
+        return [line for line in lines if "on fixed noise" in line]
+
+    masks = {"none": None, "black": 0, "half": 255}
+    for name, white in masks.items():
+        with zipfile.ZipFile(archive) as given, zipfile.ZipFile(tmp_path / name, "w") as out:
+            out.writestr("0.png", given.read("0.png"))
+            out.writestr("1.png", given.read("1.png"))
+            if white is not None:
+                mask, data = Image.new("L", (96, 96)), BytesIO()
+                mask.paste(white, (0, 0, 96, 48))
+                mask.save(data, "PNG")
+                out.writestr("0.mask.png", data.getvalue())
+    assert losses("black") == losses("none") != losses("half")
+
+
 def test_the_attentions_gradients_come_in_one_layout(
     gradients_alike: list[bool], archive: Path, work: Path, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -23,6 +24,10 @@ PROMPTS_AT_ONCE = 8
 TEXT_LENGTHS = (256, 384, 512)
 """T5 tokens to choose from, where the base reads more than the first. 256 is what Black Forest Labs' FLUX.1-schnell and
 ComfyUI pad to at the least; every attention and every product of a step counts the padding too."""
+
+LEAST_WEIGHT = 0.1
+"""Of a token where a mask is black, before scaling: OneTrainer's default for `unmasked_weight`. At 0 nothing would hold
+the ground, and what is drawn there would be left to chance."""
 
 Text = dict[str, Tensor]
 """`prompt_embeds` (T, D) from T5 and `pooled` (P,) from CLIP, of one prompt."""
@@ -40,17 +45,23 @@ class Example:
     """(S, 4C) each, packed and normalised: the autoencoder gives a distribution, which `fit` draws from anew each time,
     so that its noise is not learned as if it were the picture's."""
     caption: str
+    weights: Tensor | None = None
+    """(S,) in float32: how much each token counts in the loss, 1 on average (`token_weights`); None: all the same."""
 
 
 @torch.no_grad()
 def encode_pictures(base: Base, plan: Plan, pictures: Iterable[tuple[str, str, Image.Image]]) -> list[Example]:
-    """(name, caption, picture) -> Example; a picture's sides must be multiples of 16 pixels."""
+    """(name, caption, picture) -> Example; a picture's sides must be multiples of 16 pixels.
+
+    A picture in RGBA has what to learn as its alpha channel. Where any has, all examples have weights.
+    """
     examples = []
     with base.vae(plan) as vae:
         shift, scale = vae.config.shift_factor or 0.0, vae.config.scaling_factor
         for name, caption, picture in pictures:
             # (H, W, 3) bytes -> (1, 3, H, W) in -1..1; rounded to the plan's type last, or it would be twice as coarse
-            pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].to(plan.device).float() / 127.5 - 1
+            pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)[None]
+            pixels = pixels.to(plan.device).float() / 127.5 - 1
             latents = vae.encode(pixels.to(plan.dtype)).latent_dist  # (1, C, H/8, W/8)
             height, width = latents.mean.shape[-2:]
             example = Example(
@@ -60,8 +71,30 @@ def encode_pictures(base: Base, plan: Plan, pictures: Iterable[tuple[str, str, I
                 std=in_host_memory(flow.pack(latents.std * scale)[0]),
                 caption=caption,
             )
+            if picture.mode == "RGBA":
+                learned = torch.from_numpy(np.array(picture.getchannel("A"))).to(plan.device)
+                example = dataclasses.replace(example, weights=in_host_memory(token_weights(learned, example.size)))
             examples.append(example)
-    return examples
+    if all(example.weights is None for example in examples):
+        return examples
+    return [
+        dataclasses.replace(example, weights=in_host_memory(torch.ones(len(example.mean), device=plan.device)))
+        if example.weights is None
+        else example
+        for example in examples
+    ]
+
+
+def token_weights(learned: Tensor, size: tuple[int, int]) -> Tensor:
+    """(H, W) bytes of a mask, 255 where to learn -> (S,) weights of the tokens of `size` latent cells, in float32.
+
+    Each token has the mean of its pixels, LEAST_WEIGHT at least, and all are scaled to a mean of 1, so that a picture
+    with a mask counts as much as one without. The formula is that of OneTrainer's `masked_losses` with
+    `normalize_masked_area_loss` (modules/util/loss/masked_loss.py there).
+    """
+    grid = size[0] // 2, size[1] // 2
+    each = F.adaptive_avg_pool2d(learned.float()[None] / 255, grid).flatten().clamp(min=LEAST_WEIGHT)
+    return each / each.mean()
 
 
 def text_length(counts: Iterable[int], limit: int) -> tuple[int, str]:

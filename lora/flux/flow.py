@@ -106,9 +106,11 @@ def velocity(
     )[0]
 
 
-def flow_loss(prediction: Tensor, latents: Tensor, noise: Tensor) -> Tensor:
-    """Mean squared error against v = e - x, in float32; a scalar."""
-    return F.mse_loss(prediction.float(), (noise - latents).float())
+def flow_loss(prediction: Tensor, latents: Tensor, noise: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean squared error against v = e - x, in float32; a scalar. `weights` (B, S) are of the tokens, 1 on average."""
+    if weights is None:
+        return F.mse_loss(prediction.float(), (noise - latents).float())
+    return (weights * (prediction.float() - (noise - latents).float()).square().mean(-1)).mean()
 
 
 def sigmas(steps: int, tokens: int, scheduler: Mapping[str, Any]) -> Tensor:

@@ -1,7 +1,6 @@
 """Pictures for training: decoded upright in sRGB, given an aspect-ratio bucket, scaled and cropped to it.
 
-One picture may train at several resolutions; it is decoded once for all of them, in threads, a few pictures at a time,
-so that memory does not grow with their number.
+Work on many pictures is done in threads, a few pictures at a time, so that memory does not grow with their number.
 """
 
 import contextlib
@@ -88,6 +87,10 @@ class Opened:
         It may be smaller than the file's, which is faster, though not below SPARE times `least` (width, height of the
         upright picture).
         """
+        return self.decode_with_alpha(least)[0]
+
+    def decode_with_alpha(self, least: tuple[int, int]) -> tuple[Image.Image, Image.Image | None]:
+        """The picture as `decode` gives it, and its opacity (mode L, of the same size), None where all is opaque."""
         wide, high = least[::-1] if self.orientation >= 5 else least
         wide, high = math.ceil(SPARE * wide), math.ceil(SPARE * high)
         self.image.draft(None, (wide, high))  # a JPEG is decoded at a half, a quarter or an eighth
@@ -97,7 +100,10 @@ class Opened:
             picture = picture.reduce(factor)
         if self.orientation in _UPRIGHT:
             picture = picture.transpose(_UPRIGHT[self.orientation])
-        return colours.on_white(picture, profile)
+        alpha = picture.getchannel("A") if picture.mode in ("LA", "RGBA") else None
+        if alpha and alpha.getextrema()[0] == 255:
+            alpha = None
+        return colours.on_white(picture, profile), alpha
 
 
 @contextlib.contextmanager
@@ -259,27 +265,6 @@ def fit_to(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     left, top = (image.width - width) / 2, (image.height - height) / 2
     box = (left, top, min(image.width, left + width), min(image.height, top + height))
     return image.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
-
-
-def prepared(
-    paths: Iterable[Path],
-    resolutions: Sequence[int],
-    step: int | None = None,
-    threads: int | None = None,
-    merged: Merged | None = None,
-) -> Iterator[list[Image.Image]]:
-    """For each path, in order: the picture in each of its buckets (`buckets_for`), decoded once, `in_threads`.
-
-    Raises ValueError as `opened` does.
-    """
-
-    def prepare(path: Path) -> list[Image.Image]:
-        with opened(path) as picture:
-            buckets = buckets_for(*picture.size, resolutions, step, merged)
-            decoded = picture.decode((max(width for width, _ in buckets), max(height for _, height in buckets)))
-        return [fit_to(decoded, bucket) for bucket in buckets]
-
-    return in_threads(prepare, paths, threads)
 
 
 def in_threads(work: Callable[[Item], Result], items: Iterable[Item], threads: int | None = None) -> Iterator[Result]:

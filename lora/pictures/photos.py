@@ -191,8 +191,8 @@ def _masks(pictures: Sequence[str], notes: list[str], faults: list[str]) -> tupl
     if found:
         owner, mask = next(iter(found.items()))
         notes.append(
-            f"{_count(list(found.values()), 'mask')} found, such as {mask!r} for {owner!r}; they are not trained as"
-            " pictures, and not used for the loss yet"
+            f"{_count(list(found.values()), 'mask')} found, such as {mask!r} for {owner!r}; what is black in one"
+            " counts a tenth of what is white"
         )
     if lost:
         notes.append(f"masks without their picture, left out: {some(lost)}")

@@ -130,8 +130,11 @@ def losses(
             text = stack(texts, [captions[i] for i in batch], device)
             noisy = flow.add_noise(latents, noise, timesteps)
             prediction = flow.velocity(transformer, noisy, timesteps, flow.TRAINING_GUIDANCE, text, size)
-            wanted = (noise - latents).float()
-            found[batch] = (prediction.float() - wanted).square().flatten(1).mean(1)
+            error = (prediction.float() - (noise - latents).float()).square()
+            weights = [w for i in batch if (w := asked[i].example.weights) is not None]
+            if weights:  # all have them, or none; see `encode.encode_pictures`
+                error = error * batched(weights, device)[..., None]
+            found[batch] = error.flatten(1).mean(1)
     return found.tolist()
 
 

@@ -139,10 +139,12 @@ def picture_loss(
     std: Tensor,
     prompt_embeds: Tensor,
     pooled: Tensor,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """The flow-matching loss of a batch of examples of one size in latent cells, a scalar with a gradient.
 
-    `mean` and `std` are (B, S, 4C), `prompt_embeds` (B, T, D) and `pooled` (B, P), as in Example and Text.
+    `mean` and `std` are (B, S, 4C), `weights` (B, S), `prompt_embeds` (B, T, D) and `pooled` (B, P), as in Example and
+    Text.
     """
 
     def randn() -> Tensor:
@@ -154,7 +156,7 @@ def picture_loss(
     noisy = flow.add_noise(latents, noise, timesteps)
     text = {"prompt_embeds": prompt_embeds, "pooled": pooled}
     prediction = flow.velocity(transformer, noisy, timesteps, settings.guidance, text, size)
-    return flow.flow_loss(prediction, latents, noise)
+    return flow.flow_loss(prediction, latents, noise, weights)
 
 
 def prior_loss(
@@ -177,9 +179,10 @@ def prior_loss(
 def rows_of_examples(
     batch: Sequence[Example], captions: Sequence[str], texts: Mapping[str, Text]
 ) -> list[list[Tensor]]:
-    """What `picture_loss` is given of each example under its caption."""
+    """What `picture_loss` is given of each example under its caption: weights where the examples have them, which all
+    or none do."""
     return [
-        [example.mean, example.std, *_embeddings(texts, caption)]
+        [example.mean, example.std, *_embeddings(texts, caption), *_present(example.weights)]
         for example, caption in zip(batch, captions, strict=True)
     ]
 
@@ -191,6 +194,10 @@ def rows_of_priors(batch: Sequence[Prior], texts: Mapping[str, Text]) -> list[li
         [prior.noisy, time, prior.velocity, *_embeddings(texts, prior.prompt)]
         for prior, time in zip(batch, times, strict=True)
     ]
+
+
+def _present(weights: Tensor | None) -> list[Tensor]:
+    return [] if weights is None else [weights]
 
 
 def _embeddings(texts: Mapping[str, Text], prompt: str) -> tuple[Tensor, Tensor]:

@@ -109,3 +109,20 @@ def test_a_base_that_reads_512_tokens_is_trained_and_drawn_with_the_256_that_hol
     with roomy.text(cpu) as pipeline, torch.no_grad():
         embeds, _, _ = pipeline.encode_prompt("a TOK", None, max_sequence_length=256)
     assert torch.equal(texts["a TOK"]["prompt_embeds"], embeds[0])
+
+
+def test_a_mask_weighs_each_token_by_its_pixels_and_pictures_without_one_stay_as_they_are(toy: Base, cpu: Plan) -> None:
+    """By hand: a token is 16 x 16 pixels, black counts a tenth, and the mean is 1."""
+    plain = encode.encode_pictures(toy, cpu, _pictures())
+    assert all(example.weights is None for example in plain)
+    (name, caption, masked), other = _pictures()
+    mask = Image.new("L", masked.size)
+    mask.paste(255, (0, 0, 40, 32))  # two columns and a half of the upper two rows
+    masked.putalpha(mask)
+    one, two = encode.encode_pictures(toy, cpu, [(name, caption, masked), other])
+    assert torch.equal(one.mean, plain[0].mean)
+    row = torch.tensor([1, 1, 0.5, 0.1, 0.1, 0.1])
+    wanted = torch.stack([row, row, torch.full((6,), 0.1), torch.full((6,), 0.1)])
+    assert one.weights is not None
+    torch.testing.assert_close(one.weights, (wanted / wanted.mean()).flatten())
+    assert torch.equal(two.weights, torch.ones(16))

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops, ImageCms, ImageDraw, ImageOps, ImageStat
 
-from lora.pictures import archive, buckets, photos
+from lora.pictures import archive, buckets, photos, views
+from lora.pictures.views import View
 
 ROOT = Path(__file__).parents[2]
 CORNERS = {"top left": "red", "top right": "lime", "bottom left": "blue", "bottom right": "white"}
@@ -65,7 +66,7 @@ def test_a_turned_picture_comes_out_upright_turned_once(form, orientation, tmp_p
     with buckets.opened(path) as picture:
         assert picture.size == upright.size
     assert difference(read, upright) < 12
-    [[fitted]] = buckets.prepared([path], [32])
+    [[fitted]] = views.prepared([View(path)], [32])
     assert difference(fitted, ImageOps.fit(upright, fitted.size)) < 16
 
 
@@ -185,7 +186,7 @@ def test_half_transparent_is_half_white_and_edges_get_no_dark_rim_when_made_smal
     image.paste((255, 0, 0, 128), (0, 0, 2048, 512))
     path = saved(image, tmp_path / "a.png")
     assert buckets.read_picture(path).getpixel((2000, 100)) == pytest.approx((255, 127, 127), abs=1)
-    [[fitted]] = buckets.prepared([path], [64])
+    [[fitted]] = views.prepared([View(path)], [64])
     assert min(fitted.getchannel("R").tobytes()) >= 250
 
 
@@ -512,7 +513,7 @@ def test_few_sizes_stay_as_they_are_and_a_rare_one_gives_way_to_a_usual_one():
 def test_pictures_are_prepared_in_the_sizes_that_are_left(tmp_path):
     path = saved(photograph((140, 100)), tmp_path / "a.png")
     [own] = buckets.buckets_for(140, 100, [64])
-    [[fitted]] = buckets.prepared([path], [64], merged={own: (64, 64)})
+    [[fitted]] = views.prepared([View(path)], [64], merged={own: (64, 64)})
     assert own != fitted.size == (64, 64)
 
 
@@ -529,14 +530,17 @@ def test_fitting_is_pillows_own_fit(size):
 @pytest.mark.parametrize("size", [(1300, 900), (900, 1300), (530, 530)])
 def test_the_short_cut_for_large_pictures_is_not_seen(form, size, tmp_path):
     path = saved(photograph(size), tmp_path / "a", format=form, **({"quality": 95} if form == "JPEG" else {}))
-    [fitted] = buckets.prepared([path], [256, 128])
+    [fitted] = views.prepared([View(path)], [256, 128])
     for image in fitted:
         assert difference(image, ImageOps.fit(Image.open(path), image.size, Image.Resampling.LANCZOS)) < 2
 
 
 def test_pictures_come_in_order_and_the_same_on_any_number_of_threads(tmp_path):
     paths = [saved(photograph((100 + 40 * n, 300 - 20 * n)), tmp_path / f"{n}.jpg") for n in range(9)]
-    one, four = ([[i.tobytes() for i in p] for p in buckets.prepared(paths, [64, 128], 16, n)] for n in (1, 4))
+    one, four = (
+        [[i.tobytes() for i in p] for p in views.prepared([View(path) for path in paths], [64, 128], 16, n)]
+        for n in (1, 4)
+    )
     assert one == four
     assert [len(found) for found in one] == [
         len(buckets.buckets_for(100 + 40 * n, 300 - 20 * n, [64, 128])) for n in range(9)
@@ -564,13 +568,13 @@ def test_a_picture_that_fails_in_a_thread_is_named(tmp_path):
     good = saved(corners(), tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(good.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"'bad\.png'"):
-        list(buckets.prepared([good, tmp_path / "bad.png", good], [32]))
+        list(views.prepared([View(good), View(tmp_path / "bad.png"), View(good)], [32]))
 
 
 @pytest.mark.parametrize("name", ["dog6.zip", "backpack-nested.zip", "monster-toy.tar.gz", "red-cartoon-style.zip"])
 def test_real_photographs_keep_their_colours_and_lose_nothing(name, photographs, tmp_path):
     found, _ = photos.pair(tmp_path, archive.unpack(photographs / name, tmp_path))
-    for photo, [fitted] in zip(found, buckets.prepared([p.path for p in found], [512]), strict=True):
+    for photo, [fitted] in zip(found, views.prepared([View(p.path) for p in found], [512]), strict=True):
         whole = Image.open(photo.path)
         assert whole.width == whole.height  # so the bucket holds all of it
         assert difference(fitted, whole.convert("RGB").resize((512, 512), Image.Resampling.LANCZOS)) < 2

@@ -232,7 +232,7 @@ def test_a_mask_belongs_to_its_picture_and_is_none(mask, tmp_path):
     found, told = paired(tmp_path, {"p.jpg": b"", "q.jpg": b"", mask: b""})
     assert {name: photo.mask for name, photo in found.items()} == {"p.jpg": tmp_path / mask, "q.jpg": None}
     assert f"1 mask found, such as {mask!r} for 'p.jpg'" in told
-    assert "not used for the loss yet" in told
+    assert "what is black in one counts a tenth of what is white" in told
 
 
 def test_a_mask_of_two_pictures_and_two_masks_of_one_are_refused(tmp_path):

@@ -67,6 +67,11 @@ def test_a_look_is_the_flow_loss_on_its_noise_and_timestep(
     wanted = (predicted - (look.noise - look.example.mean)[None]).square().mean().item()
     assert found[5] == pytest.approx(wanted, rel=1e-4)
 
+    weighted = dataclasses.replace(look.example, weights=torch.tensor([3.0, 0.0, 0.0]))
+    found = examine.losses(tiny_flux, [dataclasses.replace(look, example=weighted)], [look.example.caption], texts)
+    first = (predicted - (look.noise - look.example.mean)[None])[0, 0].square().mean().item()
+    assert found == [pytest.approx(first, rel=1e-4)]
+
 
 def test_a_lora_that_changes_nothing_gains_nothing_and_has_not_moved(
     tiny_flux: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text]

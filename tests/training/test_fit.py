@@ -12,7 +12,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lora.flux import adapter
+from lora.flux import adapter, flow
 from lora.flux.encode import Example, Text
 from lora.training import fit, prior, recipe
 from lora.training.fit import Settings
@@ -100,6 +100,29 @@ def test_a_step_equals_one_written_by_hand(
     torch.testing.assert_close(report.loss, loss.detach())
     for ours, wanted in zip(parameters, theirs, strict=True):
         torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_weights_of_tokens_weigh_their_errors_and_weights_of_one_change_nothing(
+    tiny_flux: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text]
+) -> None:
+    settings = dataclasses.replace(SETTINGS, steps=1, batch_size=1, caption_dropout_rate=0.0, prior_ratio=0.0)
+    wanted = torch.tensor([2.0, 0.7, 0.3])
+
+    def loss(weights: torch.Tensor | None) -> torch.Tensor:
+        transformer = copy.deepcopy(tiny_flux)
+        parameters = adapter.attach(transformer, 4, seed=3)
+        example = dataclasses.replace(examples[0], weights=weights)
+        return next(fit.fit(transformer, parameters, [example], [], texts, settings)).loss
+
+    example, generator = examples[0], torch.Generator().manual_seed(7)
+    latents = example.mean[None] + example.std[None] * torch.randn(1, 3, 16, generator=generator)
+    noise = torch.randn(1, 3, 16, generator=generator)
+    t = torch.sigmoid(torch.randn(1, generator=generator))
+    text = {name: tensor[None] for name, tensor in texts[example.caption].items()}
+    predicted = flow.velocity(tiny_flux, (1 - t) * latents + t * noise, t, 1.0, text, (2, 6))
+    errors = ((predicted - (noise - latents)) ** 2)[0].mean(1)
+    torch.testing.assert_close(loss(wanted), (2.0 * errors[0] + 0.7 * errors[1] + 0.3 * errors[2]).detach() / 3)
+    torch.testing.assert_close(loss(torch.ones(3)), loss(None))
 
 
 class _Waiting(TorchDispatchMode):

@@ -59,15 +59,18 @@ def test_an_error_of_a_recording_says_what_it_is() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU's own: CUDA graphs")
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize(("batch_size", "masked"), [(1, False), (2, False), (1, True), (2, True)])
 def test_recorded_steps_train_as_those_that_run(
     checkpointing: bool,
     batch_size: int,
+    masked: bool,
     tiny_flux: FluxTransformer2DModel,
     examples: list[Example],
     texts: dict[str, Text],
 ) -> None:
     device = torch.device("cuda")
+    if masked:
+        examples = [dataclasses.replace(one, weights=torch.rand(len(one.mean))) for one in examples]
     settings = dataclasses.replace(SETTINGS, steps=12, batch_size=batch_size, prior_every=2, uniform_share=0.25)
     tiny_flux.requires_grad_(False).to(device)
     if checkpointing:
