@@ -23,7 +23,7 @@ from lora.flux.base import Base
 from script import signature
 from tests import cog_server as server
 from tests import tiny_vit, toy_schnell
-from tests.server import Server
+from tests.cog_server import Server
 from tests.test_request import a_request
 from toyflux import world
 
