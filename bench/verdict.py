@@ -5,7 +5,7 @@ of `request.json`, draws with the LoRA and has the judge count. Each training is
 goes on where it was stopped. It prints rank correlations (Spearman's) over all and over each half, and with
 `--plot FILE.svg` draws each number against what it should tell:
 
-- learned: the gain on held-out pictures, beside fidelity;
+- learned: the gain with the trigger word, on held-out and training pictures, beside fidelity;
 - its own word: the mean gain with a far and a near word, beside the share of such drawings that show what was learned;
 - kept: the drift, beside the preservation of the base's own things.
 """
@@ -51,6 +51,10 @@ class Question:
     """Of the measured number: weak from, clear from."""
 
 
+def _learned(line: Line) -> float:
+    return (2 * line["measured"]["unseen"]["own"] + line["measured"]["trained"]["own"]) / 3
+
+
 def _other_words(line: Line) -> float:
     gains = line["measured"]["unseen"]
     return (gains["far"] + gains["near"]) / 2
@@ -59,9 +63,9 @@ def _other_words(line: Line) -> float:
 QUESTIONS = (
     Question(
         name="learned",
-        measured=lambda line: line["measured"]["unseen"]["own"],
+        measured=_learned,
         seen=lambda line: line["scores"]["fidelity"],
-        says="gain on held-out pictures, fidelity",
+        says="gain with the trigger word, fidelity",
         bounds=verdict.LEARNED_UNSEEN,
     ),
     Question(

@@ -234,6 +234,11 @@ def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
         for prompt in (prompt for prompt in counted if counted[prompt] > tokens and prompt in {*spoken, *asked}):
             log(f"{WARNING}the base reads {tokens} tokens, so the end is lost of: {prompt}")
         texts = encode.encode_texts(flux, decided.plan, counted, tokens)
+        if alike := examine.confusable(questions, texts):
+            log(
+                f"{WARNING}trigger_word: the base hardly tells {request.trigger_word} from words such as"
+                f" {', '.join(alike)}; prompts with them may show the {request.lora_type} too. A longer word is safer"
+            )
     material = Material(
         modules=gathered.modules,
         rank=request.lora_rank,

@@ -35,6 +35,7 @@ STATES = 2
 """Steps of the base's drawing of each, that are compared."""
 OTHERS = ("far", "near", "noun")
 """Words in the trigger word's place: a made-up one, one near the trigger word, the class noun."""
+CONFUSED = 0.5
 HOLD_OUT = {8: 1, 16: 2}
 """From so many pictures on, how many are held out."""
 JOIN_AT = 0.7
@@ -60,10 +61,16 @@ class Questions:
     """For each of OTHERS, by a caption with the trigger word, the same caption with that word."""
     apart: Sequence[str]
     """Prompts without the trigger word that no step is trained on."""
+    word: str
+    near: Sequence[str]
+    """Words near the trigger word."""
+    far: Sequence[str]
+    """Made-up words."""
 
     def prompts(self) -> list[str]:
         """All that must be encoded."""
-        return [*self.apart, *(said for of_kind in self.captions.values() for said in of_kind.values())]
+        alone = [f"a {word}" for word in (self.word, *self.near, *self.far)]
+        return [*self.apart, *alone, *(said for of_kind in self.captions.values() for said in of_kind.values())]
 
 
 def questions(
@@ -74,7 +81,7 @@ def questions(
     rng = random.Random(f"verdict {seed}")
     pattern = words.whole_word(trigger_word)
     far = [words.made_up_word(rng, trigger_word) for _ in range(3)]
-    near = words.near_words(trigger_word, rng, 3) or far
+    near = words.near_words(trigger_word, rng, 4, prompts.NEAR) or far
     noun = class_noun or "thing"
     instead = {"far": far, "near": near, "noun": [noun]}
     asked: dict[str, dict[str, str]] = {kind: {} for kind in OTHERS}
@@ -82,7 +89,22 @@ def questions(
         for kind, choices in instead.items():
             asked[kind][caption] = choices[number % len(choices)].join(pattern.split(caption))
     apart = prompts.apart(captions, trigger_word, PROMPTS, rng.randrange(2**31), kinds, class_noun)
-    return Questions(captions=asked, apart=[one.prompt for one in apart])
+    return Questions(captions=asked, apart=[one.prompt for one in apart], word=trigger_word, near=near, far=far)
+
+
+def confusable(asked: Questions, texts: Mapping[str, Text]) -> list[str]:
+    """Words near the trigger word that the base's text encoders hardly tell from it: in CLIP's pooled embedding of "a
+    <word>" they differ from it by less than CONFUSED of what made-up words differ by.
+
+    On the toy base a LoRA on TOK showed its subject under TIK, POK and TOKO (.25 to .5 of the difference) in nearly
+    every drawing, under KIP and SKS (.65, .8) less often."""
+
+    def apart(word: str) -> float:
+        one, other = (texts[f"a {called}"]["pooled"].float() for called in (asked.word, word))
+        return 1 - torch.cosine_similarity(one, other, dim=0).item()
+
+    usual = sum(apart(word) for word in asked.far) / len(asked.far)
+    return [word for word in asked.near if apart(word) < CONFUSED * usual]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -17,7 +17,9 @@ SCHEDULER = {"use_dynamic_shifting": False, "shift": 3.0}
 
 def _questions() -> Questions:
     same = {"a TOK": "a VEK", "a TOK on a table": "a VEK"}
-    return Questions(captions=dict.fromkeys(examine.OTHERS, same), apart=["a red house"])
+    return Questions(
+        captions=dict.fromkeys(examine.OTHERS, same), apart=["a red house"], word="TOK", near=["TEK"], far=["VEK"]
+    )
 
 
 def _examination(
@@ -109,3 +111,12 @@ def test_looking_takes_nothing_from_the_trainings_randomness(
     state = torch.get_rng_state()
     assert examination.glance(unseen=True) == examination.glance(unseen=True)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_words_that_the_text_encoder_hardly_tells_apart_are_named() -> None:
+    def text(*pooled: float) -> Text:
+        return {"pooled": torch.tensor(pooled), "prompt_embeds": torch.zeros(1, 1)}
+
+    texts = {"a TOK": text(1, 0), "a TEK": text(1, 0.1), "a KIP": text(1, 0.9), "a VEK": text(0.5, 1)}
+    asked = dataclasses.replace(_questions(), near=["TEK", "KIP"])
+    assert examine.confusable(asked, texts) == ["TEK"]
