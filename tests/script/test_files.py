@@ -84,7 +84,7 @@ def test_an_address_is_one_in_any_case(text: str, here: Path) -> None:
     ("text", "told"),
     [
         ("", "it is empty; it must be @FILE, a folder or a URL"),
-        ("data:nonsense", "'data:nonsense' is no data address, which is data:TYPE;base64,CONTENT"),
+        ("data:nonsense", "'data:nonsense,...' is no data address, which is data:TYPE;base64,CONTENT"),
         ("data:x;base64," + "§" * 900, "the content of this data address is damaged; copy it whole"),
         ("https://", "names no server"),
         ("https://u:SECRET@[x/a.zip?sig=SECRET", "names no server"),
