@@ -71,7 +71,9 @@ def paths(tmp_path: Path) -> dict[str, Path]:
     named = {f"{i}.png": tmp_path / "pictures" / f"{i}.png" for i in range(6)}
     (tmp_path / "pictures").mkdir()
     for i, path in enumerate(named.values()):
-        Image.new("RGB", (40 + i, 30), (40 * i, 0, 99)).save(path)
+        picture = Image.new("RGB", (40 + i, 30), (40 * i, 0, 99))
+        picture.paste((250, 40 * i, 0), (5 + 4 * i, 5, 15 + 4 * i, 25))  # one colour alone would be a blank picture
+        picture.save(path)
     return named
 
 

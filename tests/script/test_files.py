@@ -84,7 +84,7 @@ def test_an_address_is_one_in_any_case(text: str, here: Path) -> None:
     ("text", "told"),
     [
         ("", "it is empty; it must be @FILE, a folder or a URL"),
-        ("data:nonsense", "'data:nonsense' is no data address, which is data:TYPE;base64,CONTENT"),
+        ("data:nonsense", "'data:nonsense,...' is no data address, which is data:TYPE;base64,CONTENT"),
         ("data:x;base64," + "§" * 900, "the content of this data address is damaged; copy it whole"),
         ("https://", "names no server"),
         ("https://u:SECRET@[x/a.zip?sig=SECRET", "names no server"),
@@ -132,7 +132,7 @@ def test_a_download_that_breaks_is_tried_again(
 @pytest.mark.parametrize(
     ("status", "short", "asked", "told"),
     [
-        (403, False, 1, "answers 403 Forbidden: it asks for a login, or a signed address has run out"),
+        (403, False, 1, "answers 403 Forbidden: it asks for a login; add your token to the address"),
         (404, False, 1, "answers 404 Not Found: check the address"),
         (503, False, 3, "answers 503 Service Unavailable: try again later"),
         (200, True, 3, "could not be fetched: it ended after 2 bytes of 4 (3 tries)"),

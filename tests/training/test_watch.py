@@ -40,7 +40,7 @@ def _followed(seconds: Sequence[float], steps: int) -> tuple[list[str], list[flo
 
 def test_the_first_step_which_waits_for_recordings_does_not_count_into_the_rate_and_the_time_left() -> None:
     lines, left = _followed((120.0, 124.0, 128.0, 132.0), 30)
-    assert lines[0] == "  3%|          | 1/30, loss 0.0000, prior 0.0000, lr 0.0001, 120.0 s for the first"
+    assert lines[0] == "  3%|          | 1/30, loss 0.0000, lr 0.0001, 120.0 s for the first"
     assert lines[1].endswith("4.000 s/it, 1:52 left")
     assert lines[-1].endswith("4.000 s/it, 1:44 left")
     assert left == [112.0, 108.0, 104.0]
