@@ -88,7 +88,7 @@ def test_diffusers_draws_from_the_tars_file_what_the_training_drew(trained: Trai
             PROMPT,
             width=64,
             height=64,
-            num_inference_steps=28,
+            num_inference_steps=20,
             guidance_scale=3.5,
             max_sequence_length=base.find(None, None).t5_tokens,
             generator=torch.Generator().manual_seed(1),

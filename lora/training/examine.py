@@ -241,8 +241,11 @@ class Examination:
         self._learned = _Pictures(transformer, learned, asked, texts, seed)
         self._unseen = _Pictures(transformer, unseen, asked, texts, seed + 1) if unseen else None
         self._last: tuple[float, Gains] | None = None
-        self.before = sum(self._learned.base["own"]) / LOOKS
-        """The base's loss of the training pictures under their captions."""
+
+    def start(self) -> float:
+        """The loss of the training pictures as the training begins: the base's, or that of the LoRA it goes on from."""
+        losses = self._learned.losses("own")
+        return sum(losses) / len(losses)
 
     def glance(self, unseen: bool) -> Glance:
         """The transformer as it is now; at held-out pictures only where `unseen`: they may be trained on by now."""

@@ -175,7 +175,7 @@ class Watch:
         self._examination, self._checkpoints = examination, checkpoints
         self._sketch, self._asked = sketch, asked
         self._preview_every, self._told = preview_every, told
-        self.checks = [(0, examination.before)]
+        self.checks = [(0, examination.start())]
         self._drawn: dict[int, list[Image.Image]] = {}
 
     def __call__(self, step: int) -> bool:
