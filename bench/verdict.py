@@ -31,6 +31,7 @@ from lora import job
 from lora.file import source
 from lora.flux import generate
 from lora.flux.generate import Lora
+from lora.request import LORA_TYPES
 from lora.result import verdict
 from toyflux import evaluate, examples, judge, world
 
@@ -46,7 +47,7 @@ class Question:
     measured: Callable[[Line], float]
     seen: Callable[[Line], float]
     says: str
-    """What the axes are."""
+    """What the axes are: across; up."""
     bounds: tuple[float, float]
     """Of the measured number: weak from, clear from."""
 
@@ -65,21 +66,21 @@ QUESTIONS = (
         name="learned",
         measured=_learned,
         seen=lambda line: line["scores"]["fidelity"],
-        says="gain with the trigger word, fidelity",
+        says="gain with the trigger word; fidelity",
         bounds=verdict.LEARNED_UNSEEN,
     ),
     Question(
         name="own word",
         measured=_other_words,
         seen=lambda line: (line["scores"]["far"] + line["scores"]["near"]) / 2,
-        says="gain with other words, share of such drawings that show it",
+        says="gain with other words; shown under them",
         bounds=verdict.OTHERS_UNSEEN,
     ),
     Question(
         name="kept",
         measured=lambda line: line["measured"]["drift"],
         seen=lambda line: line["scores"]["preservation"],
-        says="drift, the base's own things drawn right",
+        says="drift; the base's things drawn right",
         bounds=verdict.DRIFT,
     ),
 )
@@ -158,15 +159,22 @@ def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def told(lines: Sequence[Line]) -> str:
-    """Markdown: the rank correlation of each question, over all lines and over each half of them."""
-    rows = ["| verdict | told by | trainings | rank correlation | first half, second half |", "| --- " * 5 + "|"]
-    for question in QUESTIONS:
-        asked = [line for line in lines if line["measured"]["unseen"]]
-        both = [(question.measured(line), question.seen(line)) for line in asked]
-        parts = [rank_correlation(*zip(*some, strict=True)) for some in (both, both[::2], both[1::2])]
-        rows.append(
-            f"| {question.name} | {question.says} | {len(both)} | {parts[0]:.2f} | {parts[1]:.2f}, {parts[2]:.2f} |"
-        )
+    """Markdown: for each type the rank correlation of each question, over all lines and over each half of them."""
+    rows = ["| | verdict | told by | trainings | rank correlation | first half, second half |", "| --- " * 6 + "|"]
+    for lora_type in LORA_TYPES:
+        asked = [line for line in lines if line["measured"]["unseen"] and line["lora_type"] == lora_type]
+        for question in QUESTIONS if len(asked) > 5 else ():
+            both = [(question.measured(line), question.seen(line)) for line in asked]
+            whole, one, other = (rank_correlation(*zip(*some, strict=True)) for some in (both, both[::2], both[1::2]))
+            columns = (
+                lora_type,
+                question.name,
+                question.says,
+                str(len(both)),
+                f"{whole:.2f}",
+                f"{one:.2f}, {other:.2f}",
+            )
+            rows.append(f"| {' | '.join(columns)} |")
     return "\n".join(rows)
 
 
@@ -188,7 +196,7 @@ def plot(lines: Sequence[Line]) -> str:
         parts.append(
             f'<rect x="{left}" y="{MARGIN}" width="{SIDE}" height="{SIDE}" fill="none" stroke="#808080"/>'
             f'<text x="{left}" y="{MARGIN - 22}" font-weight="600" font-size="14">{question.name}</text>'
-            f'<text x="{left}" y="{MARGIN - 7}">across and up: {question.says}</text>'
+            f'<text x="{left}" y="{MARGIN - 7}">{question.says}</text>'
         )
         for bound in question.bounds:
             parts.append(

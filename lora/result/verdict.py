@@ -75,10 +75,14 @@ class Finding:
     """What was found, in a sentence."""
     advice: str
     """What to do; empty where nothing needs to be done."""
+    worded: bool = True
+    """Whether the number tells enough of the drawings for a word: for a style it does not (docs/quality.md)."""
 
     @property
     def word(self) -> str:
-        """clear, weak or none."""
+        """clear, weak or none; empty where the number is told without a word."""
+        if not self.worded:
+            return ""
         return "clear" if self.value >= CLEAR_FROM else "weak" if self.value >= WEAK_FROM else "none"
 
     @property
@@ -97,6 +101,8 @@ class Verdict:
     def title(self) -> str:
         """In a few words: the weakest finding counts."""
         words = {finding.word for finding in self.findings}
+        if not any(finding.name == "learned" and finding.worded for finding in self.findings):
+            return "Verdict: for a style only numbers, to compare trainings by; look at the previews"
         if "none" in words:
             return "Verdict: look at what is marked none before you use it"
         return "Verdict: it worked, with a weakness" if "weak" in words else "Verdict: it worked"
@@ -107,6 +113,8 @@ class Verdict:
             self.title,
             *(
                 f"{finding.title}: {finding.word} ({finding.value:.2f}). {finding.says} {finding.advice}".rstrip()
+                if finding.worded
+                else f"{finding.title}: {finding.value:.2f}. {finding.says}"
                 for finding in self.findings
             ),
         ]
@@ -158,17 +166,20 @@ def _learned(measured: Measured, word: str, lora_type: str) -> Finding:
     explained = max((measured.unseen or measured.trained).own, 0)
     says = f"With {word} it explains {explained:.0%} of what the base could not in {pictures}."
     if value >= CLEAR_FROM:
-        return Finding(name="learned", value=value, says=says, advice="")
+        return Finding(name="learned", value=value, says=says, advice="", worded=lora_type == "subject")
     advice = f"The {lora_type} is not learned well: train more steps, or give more and more varied pictures."
     if gain < 0:
         advice = "The training was too hot and broke what the base knew: lower learning_rate."
-    return Finding(name="learned", value=value, says=says, advice=advice)
+    return Finding(name="learned", value=value, says=says, advice=advice, worded=lora_type == "subject")
 
 
 def _own_word(measured: Measured, word: str, lora_type: str, ratio: float) -> Finding:
     gains = measured.unseen or measured.trained
     other = (gains.far + gains.near) / 2
     value = scaled(other, *(OTHERS_UNSEEN if measured.unseen else OTHERS_TRAINED))
+    if lora_type == "style":
+        says = f"With other words than {word} it explains {max(other, 0):.0%} of that."
+        return Finding(name="own_word", value=value, says=says, advice="", worded=False)
     if value >= CLEAR_FROM:
         return Finding(name="own_word", value=value, says=f"Other words do not call the {lora_type}.", advice="")
     which = "words near it" if gains.near - gains.far > NEARER else "other words"

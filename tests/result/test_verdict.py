@@ -44,6 +44,13 @@ def test_each_weakness_is_named_with_what_to_do() -> None:
     assert "memorises" in advice("not_memorised", unseen=little, own_then=0.9)
 
 
+def test_a_style_gets_numbers_without_words() -> None:
+    found = verdict.of(SOUND, "TOK", "style", 1.5)
+    assert [finding.word for finding in found.findings] == ["", "", "clear"]
+    assert "only numbers" in found.title
+    assert found.lines()[1].startswith("Learned: 1.00. With TOK")
+
+
 def test_of_the_base_it_speaks_only_where_much_has_changed() -> None:
     assert "kept" not in _words(drift=0.2)
     assert _words(drift=0.4)["kept"] == "weak"
