@@ -1,6 +1,7 @@
 """The LoRA's weights at some steps of the training, and which of them is returned."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import torch
@@ -44,8 +45,8 @@ class Checkpoints:
         self.kept: list[Checkpoint] = []
 
     def keep(self, step: int, glance: Glance) -> None:
-        """Keeps the weights of a step that is past half."""
-        if step >= self._from:
+        """Keeps the weights of a step that is past half, where they are sound: where the loss is a number."""
+        if step >= self._from and math.isfinite(glance.loss):
             weights = [parameter.detach().to("cpu", FILE_DTYPE, copy=True) for parameter in self._parameters]
             self.kept.append(Checkpoint(step=step, glance=glance, weights=weights))
 

@@ -196,7 +196,10 @@ def _followed(
     """The loss of every step. Where the training breaks down past half, the last sound checkpoint is as good as its
     end; before that, BrokeDown."""
     try:
-        return follow(reports, steps, watch, told)
+        losses = follow(reports, steps, watch, told)
+        if not checkpoints.kept:
+            raise ValueError("the training broke down: its loss is no number at the end; lower learning_rate")
+        return losses
     except BrokeDown as error:
         if not checkpoints.kept:
             raise

@@ -55,3 +55,10 @@ def test_a_gain_on_held_out_pictures_that_falls_is_overfitting() -> None:
     assert best is not None
     assert best.step == 50
     assert _kept(*[_glance(0.5)] * 10)[0].overfitted() is None
+
+
+def test_weights_under_which_the_loss_is_no_number_are_not_kept() -> None:
+    broken = Glance(loss=float("nan"), own=float("nan"), unseen=None, drift=float("nan"))
+    checkpoints, _ = _kept(*[_glance(0.5)] * 6, broken, *[broken] * 3)
+    assert [kept.step for kept in checkpoints.kept] == [50, 60]
+    assert checkpoints.choose()[0].step == 60
