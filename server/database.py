@@ -25,6 +25,12 @@ async def connected(url: str, size: int = 10) -> AsyncIterator[Sessions]:
         await engine.dispose()
 
 
+def reading(sessions: Sessions) -> Sessions:
+    """Sessions on the same connections in which each statement stands for itself."""
+    engine = sessions.kw["bind"]
+    return async_sessionmaker(engine.execution_options(isolation_level="AUTOCOMMIT"), expire_on_commit=False)
+
+
 def migrate(url: str, revision: str = "head") -> None:
     """Brings the schema to `revision`. Several machines may do so at once: a lock in the database orders them."""
     config = alembic.config.Config()

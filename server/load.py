@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import os
 import re
+import socket
 import sys
 import tempfile
 import time
@@ -25,6 +26,7 @@ from procrastinate import JobContext
 from sqlalchemy import func, select
 
 from server import accounts, catalog, database, jobs, postgres, runs, settings
+from server.cog import LEASH
 from server.records import Run
 from server.settings import ROOT, Settings
 
@@ -60,9 +62,12 @@ async def measure(folder: Path, arguments: argparse.Namespace) -> int:
     }
     own = settings.read(environ)
     database.migrate(own.inside)
-    port = "5099"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    python = [sys.executable, str(LEASH), sys.executable, "-m"]
     api = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "server.serve", "api", "--port", port, cwd=ROOT, env=environ
+        *python, "server.serve", "api", "--port", port, cwd=ROOT, env=environ, stdin=asyncio.subprocess.PIPE
     )
     workers: list[asyncio.subprocess.Process] = []
     try:
@@ -80,8 +85,9 @@ async def measure(folder: Path, arguments: argparse.Namespace) -> int:
             show(seconds, arguments)
             begun = time.monotonic()
             for _ in range(WORKERS):
-                command = [sys.executable, "-m", "server.load", "--worker"]
-                workers.append(await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environ))
+                command = [*python, "server.load", "--worker"]
+                pipe = asyncio.subprocess.PIPE
+                workers.append(await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environ, stdin=pipe))
             ends = await ended(own, len(ids))
             print(f"{WORKERS} workers ended them in {time.monotonic() - begun:.1f} s: {dict(ends)}")
             once = await started_once(own)

@@ -17,6 +17,9 @@ from tests.tiny_flux import CONFIG
 if not torch.cuda.is_available():
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # a GPU that torch cannot use is none to the tests
 
+collect_ignore = ["server"]
+"""Needs the server's environment; script/test runs it there."""
+
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 """Real photographs, beside the repository where it is developed; tests that need them skip where they are not."""
 

@@ -31,6 +31,7 @@ def create(settings: Settings) -> FastAPI:
             async with sessions.begin() as session:
                 key = await accounts.link_key(session)
                 await catalog.seed(session)
+            app.state.reading = database.reading(sessions)
             app.state.spent, app.state.known = {}, {}
             app.state.context = context = Context(settings, sessions, Store(settings.storage_url), key)
             delivery = webhooks.Delivery(context, outside)

@@ -43,7 +43,10 @@ def of_request(request: Request) -> Context:
 
 
 async def session(request: Request) -> AsyncIterator[AsyncSession]:
-    async with of_request(request).sessions() as opened:
+    sessions = of_request(request).sessions
+    if request.method == "GET":  # reads alone: without a transaction, which saves two of its three ways to PostgreSQL
+        sessions = request.app.state.reading
+    async with sessions() as opened:
         yield opened
 
 

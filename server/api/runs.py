@@ -26,7 +26,7 @@ routes = APIRouter()
 EVENTS = ["start", "output", "logs", "completed"]
 WAIT = 60.0
 """Seconds that a request may be held open, as at Replicate."""
-POLL = 0.1
+POLL = 0.2
 INLINE_BYTES = 32 * 2**20
 """Outputs up to this size in all are shown as data URIs where the address is not https: Replicate's clients make file
 objects of https and data addresses only."""

@@ -169,8 +169,10 @@ def served() -> Iterator[Served]:
             running.begin_worker("predictions")
             yield running
         finally:
-            for only in list(running.workers):
-                running.end_worker(only, signal.SIGTERM)
+            for process in running.workers.values():
+                process.send_signal(signal.SIGTERM)
+            for process in running.workers.values():
+                process.wait(30)
 
 
 @pytest.fixture(scope="session")
