@@ -57,6 +57,10 @@ def train(
         description="automatic: a vision-language model writes a caption for each picture that has none. disabled: these get a template with the trigger word. all: it writes new ones for all pictures, and the report shows yours beside them. automatic if you leave it empty.",
         choices=["automatic", "disabled", "all"],
     ),
+    subject_crop: bool = Input(
+        default=True,
+        description="Where the subject is small in a picture, train a close-up of it too, with the same caption and close-up. The vision-language model finds it, so only where that writes captions, and not for a style. Pictures are never enlarged for it.",
+    ),
     autocaption_prefix: Optional[str] = Input(
         default=None,
         description="Text to put at the start of every written caption, word for word.",
@@ -238,6 +242,7 @@ def train(
         mode=mode or None,
         priority=priority,
         captioning=settled.captioning,
+        subject_crop=subject_crop,
         autocaption_prefix=settled.autocaption_prefix,
         autocaption_suffix=settled.autocaption_suffix,
         training_steps=settled.training_steps,

@@ -2,13 +2,12 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import transformers
-from PIL import Image
 
 from captioner import caption, text
 from captioner.text import Caption, Rules
@@ -20,14 +19,14 @@ from lora.flux import adapter, base, encode, hardware
 from lora.flux.base import Base
 from lora.pictures import archive, background, buckets, photos, survey, views
 from lora.pictures.photos import Photo
-from lora.pictures.views import View
+from lora.pictures.views import Box
 from lora.presets import PRIORITIES
 from lora.request import NO_SECRETS, Secrets, TrainRequest, parse_prompts
 from lora.result import hub, preview, record, report, tarball, verdict
 from lora.result.report import Lesson
 from lora.result.tarball import WEIGHTS_MEMBER
 from lora.result.verdict import Verdict
-from lora.training import decide, examine, learn, prompts, resume, tracker, words
+from lora.training import decide, examine, learn, prompts, resume, seen, tracker, words
 from lora.training.decide import Decided
 from lora.training.learn import Learned, Material
 from lora.training.watch import WARNING, Audience, Log, Metric, Remembering, Stages
@@ -38,6 +37,8 @@ class Gathered:
     """What a training begins with: pictures, base, decisions, and the LoRA that it goes on from."""
 
     found: Sequence[Photo]
+    sizes: Mapping[str, tuple[int, int]]
+    """Width and height of each photo, upright, by its name."""
     data: str
     """SHA-256 of pictures and captions."""
     flux: Base
@@ -56,6 +57,8 @@ class Captioned:
     captions: Mapping[str, Caption]
     class_noun: str | None
     """What the subject is (dog, woman), where the captioning model saw it."""
+    boxes: Mapping[str, Box]
+    """Where the subject is in each picture, where the model was asked and said so."""
 
     def spoken(self, found: Sequence[Photo]) -> list[str]:
         return [self.captions[photo.name].text for photo in found]
@@ -167,6 +170,7 @@ def gather(desk: Desk, changes: Mapping[str, Any]) -> Gathered:
         log(f"{WARNING}{warning}")
     return Gathered(
         found=found,
+        sizes={look.name: (look.width, look.height) for look in looks},
         data=record.data_hash(found),
         flux=flux,
         modules=modules,
@@ -180,7 +184,7 @@ def caption_all(desk: Desk, gathered: Gathered) -> Captioned:
     """A caption for every picture: the user's, the captioning model's, or a template's."""
     found, plan = gathered.found, gathered.decided.plan
     with desk.stage("captioning"):
-        captions, class_noun = caption.caption_all(
+        captions, class_noun, boxes = caption.caption_all(
             {photo.name: photo.path for photo in found},
             {photo.name: photo.caption for photo in found if photo.caption is not None},
             gathered.rules,
@@ -191,17 +195,20 @@ def caption_all(desk: Desk, gathered: Gathered) -> Captioned:
             read=buckets.read_picture,
             fetch=lambda name: wait.interruptibly(lambda: caption.download(name)),
             log=desk.log,
+            locating=desk.request.subject_crop and desk.request.lora_type == "subject",
         )
-    return Captioned(captions=captions, class_noun=class_noun)
+    return Captioned(captions=captions, class_noun=class_noun, boxes=boxes)
 
 
 def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
     """Pictures become latents, prompts become embeddings, once each."""
     request, decided, flux, log = desk.request, gathered.decided, gathered.flux, desk.log
-    settings, spoken = decided.settings, captioned.spoken(gathered.found)
+    settings, said = decided.settings, {name: own.text for name, own in captioned.captions.items()}
     with desk.stage("encoding pictures"):
         thumbnails: dict[str, bytes] = {}
-        pictures = _pictures(gathered.found, captioned.captions, decided, thumbnails, log)
+        parts = seen.close_ups(captioned.boxes, gathered.sizes, decided, log)
+        spoken = [*captioned.spoken(gathered.found), *(seen.caption_of(said[name]) for name in parts)]
+        pictures = seen.pictures(gathered.found, said, parts, decided, thumbnails, log)
         examples = encode.encode_pictures(flux, decided.plan, pictures)
         held_out = examine.hold_out([photo.name for photo in gathered.found], settings.seed)
         often = photos.weights(gathered.found)
@@ -289,6 +296,13 @@ def pack(
             )
             for name, own in captioned.captions.items()
         ]
+        lessons += [
+            dataclasses.replace(
+                lesson, caption=seen.caption_of(lesson.caption), note="", own=None, thumbnail=thumbnail, close_up=True
+            )
+            for lesson in lessons
+            if (thumbnail := encoded.thumbnails.get(lesson.name + examine.CLOSE_UP))
+        ]
         written = record.request_json(request, decided, gathered.data, verdict=found.record())
         members |= report.write(
             work / "report", written, lessons, learned.previews, learned.curve, found, desk.log.warnings
@@ -374,25 +388,6 @@ def _rules(request: TrainRequest, flux: Base) -> Rules:
         t5=text.Room(count_t5, flux.t5_tokens),
         clip=text.Room(count_clip, flux.clip_tokens),
     )
-
-
-def _pictures(
-    found: Sequence[Photo],
-    captions: Mapping[str, Caption],
-    decided: Decided,
-    thumbnails: dict[str, bytes],
-    log: Log,
-) -> Iterator[tuple[str, str, Image.Image]]:
-    """Every photo in each of its buckets: name, caption, picture. Leaves a thumbnail of each in `thumbnails`."""
-    wanted = [View(photo.path, photo.mask) for photo in found]
-    prepared = views.prepared(wanted, decided.resolutions, merged=decided.merged)
-    for photo, fitted in zip(found, prepared, strict=True):
-        sizes = ", ".join(f"{picture.width}x{picture.height}" for picture in fitted)
-        by = "" if fitted[0].mode == "RGB" else f"; weighed by its {'mask' if photo.mask else 'opaque parts'}"
-        log(f"{photo.name}: {sizes}{by}")
-        thumbnails[photo.name] = preview.thumbnail(fitted[-1].convert("RGB"))
-        for picture in fitted:
-            yield photo.name, captions[photo.name].text, picture
 
 
 def _captions_files(folder: Path, captions: Mapping[str, Caption]) -> dict[str, Path]:

@@ -53,6 +53,8 @@ class TrainRequest:
     """One of `presets.PRIORITIES`, which decides what is left empty below."""
     captioning: str
     """One of `presets.CAPTIONING`: which pictures the captioning model writes for (the rest: a template)."""
+    subject_crop: bool
+    """Whether close-ups of small subjects are trained beside their pictures, where the captioning model is asked."""
     autocaption_prefix: str
     autocaption_suffix: str
     training_steps: int | None

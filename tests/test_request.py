@@ -16,6 +16,7 @@ def a_request(archive: Path, **changes: Any) -> TrainRequest:
         "mode": None,
         "priority": "quality",
         "captioning": "disabled",
+        "subject_crop": True,
         "autocaption_prefix": "",
         "autocaption_suffix": "",
         "training_steps": 2,
