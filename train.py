@@ -133,6 +133,11 @@ def train(
         description="How firmly prompts without the trigger word are held to what the base draws for them: off, light, firm, or a number (how long its gradient is beside the pictures': 0.5 suits a subject, 1.5 a style). Leave it empty for what suits the type. off is faster, and the LoRA bleeds into other prompts.",
         max_length=20,
     ),
+    checkpoints: str = Input(
+        default="best",
+        description="Weights are kept at 50, 60, … 100 % of the steps, and the best of them are returned. all: hf_repo_id gets the others too, and script/train lays them beside the tar, which holds the best alone.",
+        choices=["best", "all"],
+    ),
     preview_every: int = Input(
         default=0,
         description="Draw previews every so many steps too, 60 times at most. 0 draws them at the end alone.",
@@ -253,6 +258,7 @@ def train(
         caption_dropout_rate=float(caption_dropout_rate),
         preservation=(preservation or "").strip().lower(),
         seed=_whole(seed),
+        checkpoints=checkpoints,
         preview_every=int(preview_every),
         preview_prompts=preview_prompts or "",
         layers_to_optimize_regex=layers_to_optimize_regex or None,

@@ -25,7 +25,6 @@ from safetensors import SafetensorError
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from captioner import ground, look, questions, text
-from captioner.ground import Box
 from captioner.text import Caption, Rejected, Rules
 
 MODEL = "Qwen/Qwen3-VL-8B-Instruct"
@@ -134,7 +133,7 @@ def caption_all(
     log: Log,
     fetch: Fetch = download,
     locating: bool = False,
-) -> tuple[dict[str, Caption], str | None, dict[str, Box]]:
+) -> tuple[dict[str, Caption], str | None, dict[str, ground.Box]]:
     """A caption for every picture, in their order; the class noun where the model was asked for one; and, with
     `locating`, the subject's box in each picture where the model is asked and gives one.
 
@@ -149,7 +148,7 @@ def caption_all(
     missing = {name: path for name, path in pictures.items() if name not in given}
     wanted = pictures if captioning == "all" else missing
     captions = {name: text.from_user(given[name], rules) for name in pictures if name in given}
-    noun, boxes = rules.class_noun, dict[str, Box]()
+    noun, boxes = rules.class_noun, dict[str, ground.Box]()
     asking, reason = whether_to_ask(model, device, captioning=captioning, missing=len(missing), of=len(pictures))
     log(f"captions: {reason}")
     if asking:
@@ -200,7 +199,7 @@ def look_at(
 
 def locate(
     captioner: Captioner, pictures: Mapping[str, Path], noun: str | None, *, read: Read, batch_size: int, log: Log
-) -> dict[str, Box]:
+) -> dict[str, ground.Box]:
     """The subject's box in each picture where the model gives one: one more question about each, in batches."""
     answers = _answers(
         lambda images: captioner.answer(images, ground.question(noun), "", ground.TOKENS),
@@ -377,8 +376,7 @@ def _load(model: str, device: str, dtype: torch.dtype) -> Captioner:
     )
     if seen["missing_keys"]:
         raise ValueError(f"its files lack {len(seen['missing_keys'])} weights, {sorted(seen['missing_keys'])[0]} first")
-    # All of our own but for the ends: the Hub's settings sample, and a penalty on repetition would ban the trigger
-    # word, which stands in the question
+    # Our own but for the ends: the Hub's sample, and a penalty on repetition bans the trigger word of the question
     ends = network.generation_config
     network.generation_config = transformers.GenerationConfig(
         do_sample=False,

@@ -26,7 +26,7 @@ from lora.result import hub, preview, record, report, tarball, verdict
 from lora.result.report import Lesson
 from lora.result.tarball import WEIGHTS_MEMBER
 from lora.result.verdict import Verdict
-from lora.training import decide, examine, learn, prompts, resume, seen, tracker, words
+from lora.training import checkpoints, decide, examine, learn, prompts, resume, seen, tracker, words
 from lora.training.decide import Decided
 from lora.training.learn import Learned, Material
 from lora.training.watch import WARNING, Audience, Log, Metric, Remembering, Stages
@@ -258,6 +258,7 @@ def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
         preview_every=decided.preview_every,
         apart=apart,
         start=gathered.start,
+        all_checkpoints=request.checkpoints == "all",
     )
     decided = dataclasses.replace(
         decided, held_out=tuple(held_out), text_tokens=tokens, reasons={**decided.reasons, "text_tokens": why_tokens}
@@ -282,8 +283,10 @@ def pack(
     lora = work / "lora.safetensors"
     members = {WEIGHTS_MEMBER: lora, "request.json": work / "request.json"}
     with desk.stage("packing"):
-        weights.write(lora, learned.pairs, record.header(request, decided, captioned.spoken(gathered.found)))
-        members |= _captions_files(work / "captions", captioned.captions)
+        header = record.header(request, decided, captioned.spoken(gathered.found))
+        weights.write(lora, learned.pairs, header)
+        members |= tarball.captions(work / "captions", {name: own.text for name, own in captioned.captions.items()})
+        others = checkpoints.write(work / "checkpoints", learned.others, header)
         lessons = [
             Lesson(
                 name=name,
@@ -311,10 +314,11 @@ def pack(
     if request.hf_repo_id:
         with desk.stage("uploading"):
             token, pictures = desk.secrets.hf_token or "", len(gathered.found)
-            published = hub.publish(request, token, decided, lora, learned.previews, pictures, desk.log, found.lines())
+            told = found.lines()
+            published = hub.publish(request, token, decided, lora, learned.previews, pictures, desk.log, told, others)
     written = record.request_json(request, decided, gathered.data, published, found.record())
     members["request.json"].write_text(written, encoding="utf-8")
-    tar = tarball.finish(members, output)
+    tar = tarball.finish(members, output, others)
     desk.log(desk.stage.table())
     hub.tell(published, desk.log, desk.metric)
     for name, seconds in desk.stage.seconds.items():
@@ -388,13 +392,3 @@ def _rules(request: TrainRequest, flux: Base) -> Rules:
         t5=text.Room(count_t5, flux.t5_tokens),
         clip=text.Room(count_clip, flux.clip_tokens),
     )
-
-
-def _captions_files(folder: Path, captions: Mapping[str, Caption]) -> dict[str, Path]:
-    """Writes every caption to a file; member names, which keep the archive's folders, and paths."""
-    members = {}
-    folder.mkdir()
-    for number, (name, told) in enumerate(captions.items()):
-        file = members[f"output/flux_train_replicate/captions/{name}.txt"] = folder / f"{number}.txt"
-        file.write_text(told.text + "\n", encoding="utf-8")
-    return members

@@ -27,6 +27,7 @@ def a_request(archive: Path, **changes: Any) -> TrainRequest:
         "caption_dropout_rate": 0.05,
         "preservation": "1",
         "seed": 1,
+        "checkpoints": "best",
         "preview_every": 0,
         "preview_prompts": "",
         "layers_to_optimize_regex": None,
