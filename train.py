@@ -283,6 +283,7 @@ def train(
             output=_output_folder(),
             flux_base=os.environ.get("FLUX_BASE"),
             captioner=os.environ.get("CAPTIONER"),
+            eye=os.environ.get("EYE"),
             log=lambda line: print(line, flush=True),
             metric=current_scope().record_metric,
         )

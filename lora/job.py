@@ -3,11 +3,13 @@
 import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import transformers
+from PIL import Image
 
 from captioner import caption, text
 from captioner.text import Caption, Rules
@@ -15,7 +17,8 @@ from lora import disk, repack, wait
 from lora.desk import Desk
 from lora.file import weights
 from lora.file.names import Pair
-from lora.flux import adapter, base, encode, hardware
+from lora.flux import base, encode, hardware
+from lora.flux import eye as eyes
 from lora.flux.base import Base
 from lora.pictures import archive, background, buckets, photos, survey, views
 from lora.pictures.photos import Photo
@@ -84,6 +87,7 @@ def run(
     log: Log,
     metric: Metric,
     changes: Mapping[str, Any] | None = None,
+    eye: str | None = None,
 ) -> Path:
     """Trains, and returns the path of the tar, `output / "trained_model.tar"`, which is moved there when it is whole.
 
@@ -99,6 +103,7 @@ def run(
             secrets=secrets,
             flux_base=flux_base,
             captioner=captioner,
+            eye=eye,
             gpu=hardware.read_gpu(),
             work=work,
             log=log,
@@ -115,7 +120,8 @@ def run(
         encoded = encode_all(desk, gathered, captioned)
         told = Audience(log=log, metric=metric, stage=desk.stage, tracked=tracked)
         learned = learn.learn(encoded.material, gathered.flux, gathered.decided.plan, gathered.decided.settings, told)
-        found = verdict.of(learned.measured, request.trigger_word, request.lora_type, learned.settings.prior_ratio)
+        measured = dataclasses.replace(learned.measured, likeness=by_eye(desk, captioned, encoded, learned))
+        found = verdict.of(measured, request.trigger_word, request.lora_type, learned.settings.prior_ratio)
         tracked.numbers(learned.step, found.metrics())
         return pack(desk, gathered, captioned, encoded, learned, found, output)
 
@@ -150,7 +156,7 @@ def gather(desk: Desk, changes: Mapping[str, Any]) -> Gathered:
     flux = _base(desk, found)
     log(f"base: {flux.name} ({flux.reason})")
     skeleton = flux.skeleton()
-    modules = _modules(request, skeleton, log)
+    modules = decide.modules(request.layers_to_optimize_regex, skeleton, log)
     rules = _rules(request, flux)
     text.check(rules)
     if words.is_ordinary(request.trigger_word):
@@ -266,6 +272,19 @@ def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
     return Encoded(material=material, thumbnails=thumbnails, decided=decided)
 
 
+def by_eye(desk: Desk, captioned: Captioned, encoded: Encoded, learned: Learned) -> float | None:
+    """How like the user's pictures the previews look, where an eye can be had; of a subject alone, for in a style it is
+    the things that differ."""
+    shown = [one for one in learned.previews if desk.request.trigger_word in one.prompt]
+    if desk.request.lora_type == "style" or not shown:
+        return None
+    with desk.stage("looking at the previews"):
+        own = [Image.open(BytesIO(encoded.thumbnails[name])) for name in captioned.captions]
+        found, line = eyes.look(desk.eye, learned.plan.device, own, shown)
+        desk.log(line)
+    return found
+
+
 def pack(
     desk: Desk,
     gathered: Gathered,
@@ -350,21 +369,6 @@ def _captioner(desk: Desk, found: Sequence[Photo]) -> str | None:
     device, captioning = "cuda" if desk.gpu else "cpu", desk.request.captioning
     asking, _ = caption.whether_to_ask(model, device, captioning=captioning, missing=missing, of=len(found))
     return model if asking else None
-
-
-def _modules(request: TrainRequest, skeleton: diffusers.FluxTransformer2DModel, log: Log) -> list[str]:
-    """The layers to train; the log is told where the request's own choice had to be completed."""
-    modules = adapter.target_modules(skeleton)
-    pattern = request.layers_to_optimize_regex
-    if pattern is None:
-        return modules
-    asked, added = adapter.choose(modules, pattern)
-    log(f"layers: {len(asked)} of {len(modules)} by layers_to_optimize_regex")
-    if added:
-        more = ", …" if len(added) > 3 else ""
-        log(f"layers: {len(added)} added, so that the LoRA loads everywhere: {', '.join(added[:3])}{more}")
-    chosen = {*asked, *added}
-    return [module for module in modules if module in chosen]
 
 
 def _tracking(desk: Desk, decided: Decided) -> contextlib.AbstractContextManager[tracker.Tracker]:

@@ -32,7 +32,7 @@ from lora.training import examine, fit, graphs, learn, prompts, recipe
 from lora.training.examine import Examination, Glance
 from lora.training.tracker import Tracker
 from lora.training.watch import Audience, Remembering, Stages
-from tests import hub_server, tiny_qwen
+from tests import hub_server, tiny_dino, tiny_qwen
 from tests.test_request import a_request
 
 FAST = {"training_steps": 3, "preservation": "off", "preview_prompts": "a [trigger]"}
@@ -82,6 +82,7 @@ def _run(
     log: Callable[[str], None] = lambda line: None,
     flux_base: str | None = None,
     settings: Mapping[str, Any] | None = None,
+    eye: str | None = None,
     **changes: Any,
 ) -> Path:
     return job.run(
@@ -92,6 +93,7 @@ def _run(
         log=log,
         metric=lambda name, value: None,
         changes=settings,
+        eye=eye,
     )
 
 
@@ -192,6 +194,17 @@ def test_small_subjects_train_as_close_ups_too_and_are_held_out_with_their_pictu
     assert {example.size for example in every} == {example.size for example in every if "//" not in example.name}
     told = "subject_crop: the subject was found in 4 of 8 pictures, and is small in 4 of them, which train as close-ups"
     assert any(line.startswith(told) for line in lines) is subject_crop
+
+
+def test_previews_of_a_subject_are_looked_at_by_eye_where_there_is_one(
+    archive: Path, work: Path, tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    _run(archive, tmp_path / "out", lines.append, eye=str(tiny_dino.write(tmp_path / "dino")))
+    assert any(line.startswith("likeness by eye: dino") for line in lines)
+    lines.clear()
+    _run(archive, tmp_path / "out", lines.append, lora_type="style", eye="/no/such/eye")
+    assert not any("likeness" in line for line in lines)
 
 
 def test_the_attentions_gradients_come_in_one_layout(
