@@ -57,6 +57,10 @@ def train(
         description="automatic: a vision-language model writes a caption for each picture that has none. disabled: these get a template with the trigger word. all: it writes new ones for all pictures, and the report shows yours beside them. automatic if you leave it empty.",
         choices=["automatic", "disabled", "all"],
     ),
+    subject_crop: bool = Input(
+        default=True,
+        description="Where the subject is small in a picture, train a close-up of it too, with the same caption and close-up. The vision-language model finds it, so only where that writes captions, and not for a style. Pictures are never enlarged for it.",
+    ),
     autocaption_prefix: Optional[str] = Input(
         default=None,
         description="Text to put at the start of every written caption, word for word.",
@@ -128,6 +132,11 @@ def train(
         default=None,
         description="How firmly prompts without the trigger word are held to what the base draws for them: off, light, firm, or a number (how long its gradient is beside the pictures': 0.5 suits a subject, 1.5 a style). Leave it empty for what suits the type. off is faster, and the LoRA bleeds into other prompts.",
         max_length=20,
+    ),
+    checkpoints: str = Input(
+        default="best",
+        description="Weights are kept at 50, 60, … 100 % of the steps, and the best of them are returned. all: hf_repo_id gets the others too, and script/train lays them beside the tar, which holds the best alone.",
+        choices=["best", "all"],
     ),
     preview_every: int = Input(
         default=0,
@@ -238,6 +247,7 @@ def train(
         mode=mode or None,
         priority=priority,
         captioning=settled.captioning,
+        subject_crop=subject_crop,
         autocaption_prefix=settled.autocaption_prefix,
         autocaption_suffix=settled.autocaption_suffix,
         training_steps=settled.training_steps,
@@ -248,6 +258,7 @@ def train(
         caption_dropout_rate=float(caption_dropout_rate),
         preservation=(preservation or "").strip().lower(),
         seed=_whole(seed),
+        checkpoints=checkpoints,
         preview_every=int(preview_every),
         preview_prompts=preview_prompts or "",
         layers_to_optimize_regex=layers_to_optimize_regex or None,
@@ -272,6 +283,7 @@ def train(
             output=_output_folder(),
             flux_base=os.environ.get("FLUX_BASE"),
             captioner=os.environ.get("CAPTIONER"),
+            eye=os.environ.get("EYE"),
             log=lambda line: print(line, flush=True),
             metric=current_scope().record_metric,
         )

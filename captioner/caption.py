@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
-from captioner import look, questions, text
+from captioner import ground, look, questions, text
 from captioner.text import Caption, Rejected, Rules
 
 MODEL = "Qwen/Qwen3-VL-8B-Instruct"
@@ -132,8 +132,10 @@ def caption_all(
     read: Read,
     log: Log,
     fetch: Fetch = download,
-) -> tuple[dict[str, Caption], str | None]:
-    """A caption for every picture, in their order, and the class noun where the model was asked for one.
+    locating: bool = False,
+) -> tuple[dict[str, Caption], str | None, dict[str, ground.Box]]:
+    """A caption for every picture, in their order; the class noun where the model was asked for one; and, with
+    `locating`, the subject's box in each picture where the model is asked and gives one.
 
     `given` holds the users' own captions by the same names. They win, unless `captioning` is "all" and the model can be
     asked: then it writes for every picture, and they are kept beside its captions. "disabled" asks it for none,
@@ -146,7 +148,7 @@ def caption_all(
     missing = {name: path for name, path in pictures.items() if name not in given}
     wanted = pictures if captioning == "all" else missing
     captions = {name: text.from_user(given[name], rules) for name in pictures if name in given}
-    noun = rules.class_noun
+    noun, boxes = rules.class_noun, dict[str, ground.Box]()
     asking, reason = whether_to_ask(model, device, captioning=captioning, missing=len(missing), of=len(pictures))
     log(f"captions: {reason}")
     if asking:
@@ -164,12 +166,14 @@ def caption_all(
                     captions[name] = replace(made, own=given[name])
             for warning in look_at(captioner, pictures, rules.kind, noun, read=read, batch_size=batch_size, log=log):
                 log(f"warning: {warning}")
+            if locating:
+                boxes = locate(captioner, pictures, noun, read=read, batch_size=batch_size, log=log)
     else:
         captions |= {name: text.from_template(rules) for name in missing}
     captions = {name: captions[name] for name in pictures}
     for line in text.table(captions):
         log(line)
-    return captions, noun
+    return captions, noun, boxes
 
 
 def look_at(
@@ -191,6 +195,20 @@ def look_at(
         log=lambda line: log(f"pictures looked at: {line}"),
     )
     return look.warnings({name: look.read(answer) for name, answer in answers}, kind, noun)
+
+
+def locate(
+    captioner: Captioner, pictures: Mapping[str, Path], noun: str | None, *, read: Read, batch_size: int, log: Log
+) -> dict[str, ground.Box]:
+    """The subject's box in each picture where the model gives one: one more question about each, in batches."""
+    answers = _answers(
+        lambda images: captioner.answer(images, ground.question(noun), "", ground.TOKENS),
+        pictures,
+        read=read,
+        batch_size=batch_size,
+        log=lambda line: log(f"subjects located: {line}"),
+    )
+    return {name: box for name, answer in answers if (box := ground.read(answer))}
 
 
 def whether_to_ask(model: str, device: str, *, captioning: str, missing: int, of: int) -> tuple[bool, str]:
@@ -358,8 +376,7 @@ def _load(model: str, device: str, dtype: torch.dtype) -> Captioner:
     )
     if seen["missing_keys"]:
         raise ValueError(f"its files lack {len(seen['missing_keys'])} weights, {sorted(seen['missing_keys'])[0]} first")
-    # All of our own but for the ends: the Hub's settings sample, and a penalty on repetition would ban the trigger
-    # word, which stands in the question
+    # Our own but for the ends: the Hub's sample, and a penalty on repetition bans the trigger word of the question
     ends = network.generation_config
     network.generation_config = transformers.GenerationConfig(
         do_sample=False,

@@ -19,6 +19,8 @@ class Desk:
     gpu: Gpu | None
     work: Path
     """A folder for everything that is gone afterwards."""
+    eye: str | None = None
+    """What EYE names; see `lora.flux.eye.find`."""
     log: Remembering
     metric: Metric
     stage: Stages

@@ -2,7 +2,8 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,19 @@ from lora import disk, repack, wait
 from lora.desk import Desk
 from lora.file import weights
 from lora.file.names import Pair
-from lora.flux import adapter, base, encode, hardware
+from lora.flux import base, encode, hardware
+from lora.flux import eye as eyes
 from lora.flux.base import Base
 from lora.pictures import archive, background, buckets, photos, survey, views
 from lora.pictures.photos import Photo
-from lora.pictures.views import View
+from lora.pictures.views import Box
 from lora.presets import PRIORITIES
 from lora.request import NO_SECRETS, Secrets, TrainRequest, parse_prompts
 from lora.result import hub, preview, record, report, tarball, verdict
 from lora.result.report import Lesson
 from lora.result.tarball import WEIGHTS_MEMBER
 from lora.result.verdict import Verdict
-from lora.training import decide, examine, learn, prompts, resume, tracker, words
+from lora.training import checkpoints, decide, examine, learn, prompts, resume, seen, tracker, words
 from lora.training.decide import Decided
 from lora.training.learn import Learned, Material
 from lora.training.watch import WARNING, Audience, Log, Metric, Remembering, Stages
@@ -38,6 +40,8 @@ class Gathered:
     """What a training begins with: pictures, base, decisions, and the LoRA that it goes on from."""
 
     found: Sequence[Photo]
+    sizes: Mapping[str, tuple[int, int]]
+    """Width and height of each photo, upright, by its name."""
     data: str
     """SHA-256 of pictures and captions."""
     flux: Base
@@ -56,6 +60,8 @@ class Captioned:
     captions: Mapping[str, Caption]
     class_noun: str | None
     """What the subject is (dog, woman), where the captioning model saw it."""
+    boxes: Mapping[str, Box]
+    """Where the subject is in each picture, where the model was asked and said so."""
 
     def spoken(self, found: Sequence[Photo]) -> list[str]:
         return [self.captions[photo.name].text for photo in found]
@@ -81,6 +87,7 @@ def run(
     log: Log,
     metric: Metric,
     changes: Mapping[str, Any] | None = None,
+    eye: str | None = None,
 ) -> Path:
     """Trains, and returns the path of the tar, `output / "trained_model.tar"`, which is moved there when it is whole.
 
@@ -96,6 +103,7 @@ def run(
             secrets=secrets,
             flux_base=flux_base,
             captioner=captioner,
+            eye=eye,
             gpu=hardware.read_gpu(),
             work=work,
             log=log,
@@ -112,7 +120,8 @@ def run(
         encoded = encode_all(desk, gathered, captioned)
         told = Audience(log=log, metric=metric, stage=desk.stage, tracked=tracked)
         learned = learn.learn(encoded.material, gathered.flux, gathered.decided.plan, gathered.decided.settings, told)
-        found = verdict.of(learned.measured, request.trigger_word, request.lora_type, learned.settings.prior_ratio)
+        measured = dataclasses.replace(learned.measured, likeness=by_eye(desk, captioned, encoded, learned))
+        found = verdict.of(measured, request.trigger_word, request.lora_type, learned.settings.prior_ratio)
         tracked.numbers(learned.step, found.metrics())
         return pack(desk, gathered, captioned, encoded, learned, found, output)
 
@@ -147,7 +156,7 @@ def gather(desk: Desk, changes: Mapping[str, Any]) -> Gathered:
     flux = _base(desk, found)
     log(f"base: {flux.name} ({flux.reason})")
     skeleton = flux.skeleton()
-    modules = _modules(request, skeleton, log)
+    modules = decide.modules(request.layers_to_optimize_regex, skeleton, log)
     rules = _rules(request, flux)
     text.check(rules)
     if words.is_ordinary(request.trigger_word):
@@ -167,6 +176,7 @@ def gather(desk: Desk, changes: Mapping[str, Any]) -> Gathered:
         log(f"{WARNING}{warning}")
     return Gathered(
         found=found,
+        sizes={look.name: (look.width, look.height) for look in looks},
         data=record.data_hash(found),
         flux=flux,
         modules=modules,
@@ -180,7 +190,7 @@ def caption_all(desk: Desk, gathered: Gathered) -> Captioned:
     """A caption for every picture: the user's, the captioning model's, or a template's."""
     found, plan = gathered.found, gathered.decided.plan
     with desk.stage("captioning"):
-        captions, class_noun = caption.caption_all(
+        captions, class_noun, boxes = caption.caption_all(
             {photo.name: photo.path for photo in found},
             {photo.name: photo.caption for photo in found if photo.caption is not None},
             gathered.rules,
@@ -191,17 +201,20 @@ def caption_all(desk: Desk, gathered: Gathered) -> Captioned:
             read=buckets.read_picture,
             fetch=lambda name: wait.interruptibly(lambda: caption.download(name)),
             log=desk.log,
+            locating=desk.request.subject_crop and desk.request.lora_type == "subject",
         )
-    return Captioned(captions=captions, class_noun=class_noun)
+    return Captioned(captions=captions, class_noun=class_noun, boxes=boxes)
 
 
 def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
     """Pictures become latents, prompts become embeddings, once each."""
     request, decided, flux, log = desk.request, gathered.decided, gathered.flux, desk.log
-    settings, spoken = decided.settings, captioned.spoken(gathered.found)
+    settings, said = decided.settings, {name: own.text for name, own in captioned.captions.items()}
     with desk.stage("encoding pictures"):
         thumbnails: dict[str, bytes] = {}
-        pictures = _pictures(gathered.found, captioned.captions, decided, thumbnails, log)
+        parts = seen.close_ups(captioned.boxes, gathered.sizes, decided, log)
+        spoken = [*captioned.spoken(gathered.found), *(seen.caption_of(said[name]) for name in parts)]
+        pictures = seen.pictures(gathered.found, said, parts, decided, thumbnails, log)
         examples = encode.encode_pictures(flux, decided.plan, pictures)
         held_out = examine.hold_out([photo.name for photo in gathered.found], settings.seed)
         often = photos.weights(gathered.found)
@@ -251,11 +264,25 @@ def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
         preview_every=decided.preview_every,
         apart=apart,
         start=gathered.start,
+        all_checkpoints=request.checkpoints == "all",
     )
     decided = dataclasses.replace(
         decided, held_out=tuple(held_out), text_tokens=tokens, reasons={**decided.reasons, "text_tokens": why_tokens}
     )
     return Encoded(material=material, thumbnails=thumbnails, decided=decided)
+
+
+def by_eye(desk: Desk, captioned: Captioned, encoded: Encoded, learned: Learned) -> float | None:
+    """How like the user's pictures the previews look, where an eye can be had; of a subject alone, for in a style it is
+    the things that differ."""
+    shown = [one for one in learned.previews if desk.request.trigger_word in one.prompt]
+    if desk.request.lora_type == "style" or not shown:
+        return None
+    with desk.stage("looking at the previews"):
+        own = [Image.open(BytesIO(encoded.thumbnails[name])) for name in captioned.captions]
+        found, line = eyes.look(desk.eye, learned.plan.device, own, shown)
+        desk.log(line)
+    return found
 
 
 def pack(
@@ -275,8 +302,10 @@ def pack(
     lora = work / "lora.safetensors"
     members = {WEIGHTS_MEMBER: lora, "request.json": work / "request.json"}
     with desk.stage("packing"):
-        weights.write(lora, learned.pairs, record.header(request, decided, captioned.spoken(gathered.found)))
-        members |= _captions_files(work / "captions", captioned.captions)
+        header = record.header(request, decided, captioned.spoken(gathered.found))
+        weights.write(lora, learned.pairs, header)
+        members |= tarball.captions(work / "captions", {name: own.text for name, own in captioned.captions.items()})
+        others = checkpoints.write(work / "checkpoints", learned.others, header)
         lessons = [
             Lesson(
                 name=name,
@@ -289,6 +318,13 @@ def pack(
             )
             for name, own in captioned.captions.items()
         ]
+        lessons += [
+            dataclasses.replace(
+                lesson, caption=seen.caption_of(lesson.caption), note="", own=None, thumbnail=thumbnail, close_up=True
+            )
+            for lesson in lessons
+            if (thumbnail := encoded.thumbnails.get(lesson.name + examine.CLOSE_UP))
+        ]
         written = record.request_json(request, decided, gathered.data, verdict=found.record())
         members |= report.write(
             work / "report", written, lessons, learned.previews, learned.curve, found, desk.log.warnings
@@ -297,10 +333,11 @@ def pack(
     if request.hf_repo_id:
         with desk.stage("uploading"):
             token, pictures = desk.secrets.hf_token or "", len(gathered.found)
-            published = hub.publish(request, token, decided, lora, learned.previews, pictures, desk.log, found.lines())
+            told = found.lines()
+            published = hub.publish(request, token, decided, lora, learned.previews, pictures, desk.log, told, others)
     written = record.request_json(request, decided, gathered.data, published, found.record())
     members["request.json"].write_text(written, encoding="utf-8")
-    tar = tarball.finish(members, output)
+    tar = tarball.finish(members, output, others)
     desk.log(desk.stage.table())
     hub.tell(published, desk.log, desk.metric)
     for name, seconds in desk.stage.seconds.items():
@@ -334,21 +371,6 @@ def _captioner(desk: Desk, found: Sequence[Photo]) -> str | None:
     return model if asking else None
 
 
-def _modules(request: TrainRequest, skeleton: diffusers.FluxTransformer2DModel, log: Log) -> list[str]:
-    """The layers to train; the log is told where the request's own choice had to be completed."""
-    modules = adapter.target_modules(skeleton)
-    pattern = request.layers_to_optimize_regex
-    if pattern is None:
-        return modules
-    asked, added = adapter.choose(modules, pattern)
-    log(f"layers: {len(asked)} of {len(modules)} by layers_to_optimize_regex")
-    if added:
-        more = ", …" if len(added) > 3 else ""
-        log(f"layers: {len(added)} added, so that the LoRA loads everywhere: {', '.join(added[:3])}{more}")
-    chosen = {*asked, *added}
-    return [module for module in modules if module in chosen]
-
-
 def _tracking(desk: Desk, decided: Decided) -> contextlib.AbstractContextManager[tracker.Tracker]:
     request = desk.request
     return tracker.tracking(
@@ -374,32 +396,3 @@ def _rules(request: TrainRequest, flux: Base) -> Rules:
         t5=text.Room(count_t5, flux.t5_tokens),
         clip=text.Room(count_clip, flux.clip_tokens),
     )
-
-
-def _pictures(
-    found: Sequence[Photo],
-    captions: Mapping[str, Caption],
-    decided: Decided,
-    thumbnails: dict[str, bytes],
-    log: Log,
-) -> Iterator[tuple[str, str, Image.Image]]:
-    """Every photo in each of its buckets: name, caption, picture. Leaves a thumbnail of each in `thumbnails`."""
-    wanted = [View(photo.path, photo.mask) for photo in found]
-    prepared = views.prepared(wanted, decided.resolutions, merged=decided.merged)
-    for photo, fitted in zip(found, prepared, strict=True):
-        sizes = ", ".join(f"{picture.width}x{picture.height}" for picture in fitted)
-        by = "" if fitted[0].mode == "RGB" else f"; weighed by its {'mask' if photo.mask else 'opaque parts'}"
-        log(f"{photo.name}: {sizes}{by}")
-        thumbnails[photo.name] = preview.thumbnail(fitted[-1].convert("RGB"))
-        for picture in fitted:
-            yield photo.name, captions[photo.name].text, picture
-
-
-def _captions_files(folder: Path, captions: Mapping[str, Caption]) -> dict[str, Path]:
-    """Writes every caption to a file; member names, which keep the archive's folders, and paths."""
-    members = {}
-    folder.mkdir()
-    for number, (name, told) in enumerate(captions.items()):
-        file = members[f"output/flux_train_replicate/captions/{name}.txt"] = folder / f"{number}.txt"
-        file.write_text(told.text + "\n", encoding="utf-8")
-    return members

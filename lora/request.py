@@ -14,6 +14,7 @@ from lora.presets import CAPTIONING, LORA_TYPES, MODES, PRIORITIES
 
 FIRMNESS = {"": 1.0, "off": 0.0, "light": 0.5, "firm": 2.0}
 """What `preservation` means, times what suits the type."""
+CHECKPOINTS = ("best", "all")
 RESOLUTION_RANGE = (64, 2048)
 """Pixels. Below 64 a FLUX picture has 4 x 4 tokens; above 2048 FLUX.1-dev does not draw soundly."""
 MAX_PREVIEW_PROMPTS = 8
@@ -53,6 +54,8 @@ class TrainRequest:
     """One of `presets.PRIORITIES`, which decides what is left empty below."""
     captioning: str
     """One of `presets.CAPTIONING`: which pictures the captioning model writes for (the rest: a template)."""
+    subject_crop: bool
+    """Whether close-ups of small subjects are trained beside their pictures, where the captioning model is asked."""
     autocaption_prefix: str
     autocaption_suffix: str
     training_steps: int | None
@@ -73,6 +76,8 @@ class TrainRequest:
     a number, the ratio of gradient norms (`lora.training.balance`)."""
     seed: int | None
     """0 to 2**32 - 1; None: chosen at random and recorded."""
+    checkpoints: str
+    """One of CHECKPOINTS: whether the checkpoints that are not returned are kept beside the tar and uploaded."""
     preview_every: int
     """Steps between previews, 0 to 6000; 0 draws them at the end alone, where they are drawn in any case."""
     preview_prompts: str
@@ -112,7 +117,12 @@ class TrainRequest:
             value = getattr(self, name)
             if trigger.breaks_the_line(value):
                 faults.append(f"{name}: it holds a line break or a control character; give one line of text")
-        for name, allowed in (("lora_type", LORA_TYPES), ("priority", PRIORITIES), ("captioning", CAPTIONING)):
+        for name, allowed in (
+            ("lora_type", LORA_TYPES),
+            ("priority", PRIORITIES),
+            ("captioning", CAPTIONING),
+            ("checkpoints", CHECKPOINTS),
+        ):
             if getattr(self, name) not in allowed:
                 faults.append(f"{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}")
         if self.mode is not None and self.mode not in MODES:

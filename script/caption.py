@@ -221,7 +221,7 @@ def caption_folder(folder: Path, rules: Rules, captioning: str, model: str | Non
             f" captioning model {model or caption.MODEL} is not here, and is not downloaded for a machine without a"
             " GPU. Set CAPTIONER to a folder with a Qwen3-VL-Instruct model, or write a .txt beside each picture"
         )
-    captions, _ = caption.caption_all(
+    captions, _, _ = caption.caption_all(
         {photo.name: photo.path for photo in pictures.found},
         {photo.name: photo.caption for photo in pictures.found if photo.caption is not None},
         rules,

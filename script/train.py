@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lora import disk, presets
+from lora.result import tarball
 from script import cli, signature
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,6 +52,13 @@ def _train(values: dict[str, object], output: Path) -> None:
             path = output.with_name(f"{output.stem}-{ending}")
             cli.move_into_place({path: content})
             print(f"{called + ':':<20} {path}")
+    others = sorted((weights.parent / tarball.BESIDE).glob("*.safetensors"))
+    if others:
+        folder = output.with_name(f"{output.stem}-{tarball.BESIDE}")
+        with disk.writing(folder):
+            folder.mkdir(exist_ok=True)
+        cli.move_into_place({folder / other.name: other for other in others})
+        print(f"Other checkpoints:   {folder} ({', '.join(other.stem for other in others)})")
 
 
 def read_member(tar: Path, name: str) -> bytes | None:

@@ -28,11 +28,11 @@ from lora.pictures import photos
 from lora.pictures.archive import unpack
 from lora.request import NO_SECRETS
 from lora.result import preview, verdict
-from lora.training import fit, graphs, learn, prompts, recipe
+from lora.training import examine, fit, graphs, learn, prompts, recipe
 from lora.training.examine import Examination, Glance
 from lora.training.tracker import Tracker
 from lora.training.watch import Audience, Remembering, Stages
-from tests import hub_server
+from tests import hub_server, tiny_dino, tiny_qwen
 from tests.test_request import a_request
 
 FAST = {"training_steps": 3, "preservation": "off", "preview_prompts": "a [trigger]"}
@@ -82,6 +82,7 @@ def _run(
     log: Callable[[str], None] = lambda line: None,
     flux_base: str | None = None,
     settings: Mapping[str, Any] | None = None,
+    eye: str | None = None,
     **changes: Any,
 ) -> Path:
     return job.run(
@@ -92,6 +93,7 @@ def _run(
         log=log,
         metric=lambda name, value: None,
         changes=settings,
+        eye=eye,
     )
 
 
@@ -155,6 +157,54 @@ def test_a_mask_in_the_archive_weighs_its_picture_and_the_others_train_as_they_a
                 mask.save(data, "PNG")
                 out.writestr("0.mask.png", data.getvalue())
     assert losses("black") == losses("none") != losses("half")
+
+
+@pytest.mark.parametrize("subject_crop", [True, False])
+def test_small_subjects_train_as_close_ups_too_and_are_held_out_with_their_pictures(
+    subject_crop: bool, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight pictures, the subject small in half of them; the model is a tiny real one, and its answers are given."""
+    with zipfile.ZipFile(tmp_path / "eight.zip", "w") as out:
+        for i in range(8):
+            picture, data = Image.new("RGB", (400, 300), (30 * i, 0, 90)), BytesIO()
+            picture.paste("white", (200, 100, 280, 180))
+            picture.save(data, "PNG")
+            out.writestr(f"{i}.png", data.getvalue())
+
+    def answer(_: caption.Captioner, pictures: list[Image.Image], question: str, *__: object) -> list[str]:
+        if "bbox" not in question:
+            return ["A dog runs on sand."] * len(pictures)
+        small = [round(picture.getpixel((0, 0))[0] / 30) % 2 for picture in pictures]  # type: ignore[index]
+        return [f'{{"bbox_2d": [{500 if one else 0}, 333, 700, 600]}}' if one else "none" for one in small]
+
+    monkeypatch.setattr(caption.Captioner, "answer", answer)
+    lines: list[str] = []
+    desk = _desk(tmp_path / "eight.zip", work, lines, captioning="automatic", subject_crop=subject_crop)
+    desk = dataclasses.replace(desk, captioner=str(tiny_qwen.build(tmp_path / "qwen")))
+    gathered = job.gather(desk, {})
+    captioned = job.caption_all(desk, gathered)
+    encoded = job.encode_all(desk, gathered, captioned)
+    every = [*encoded.material.learned, *encoded.material.unseen]
+    close = {example.name.partition("//")[0] for example in every if "//" in example.name}
+    assert close == ({"1.png", "3.png", "5.png", "7.png"} if subject_crop else set())
+    assert all(("close-up" in example.caption) == ("//" in example.name) for example in every)
+    assert {example.caption for example in every} <= encoded.material.texts.keys()
+    assert {examine.photo_of(example) for example in encoded.material.unseen} == {*encoded.decided.held_out}
+    assert not {examine.photo_of(example) for example in encoded.material.learned} & {*encoded.decided.held_out}
+    assert {example.size for example in every} == {example.size for example in every if "//" not in example.name}
+    told = "subject_crop: the subject was found in 4 of 8 pictures, and is small in 4 of them, which train as close-ups"
+    assert any(line.startswith(told) for line in lines) is subject_crop
+
+
+def test_previews_of_a_subject_are_looked_at_by_eye_where_there_is_one(
+    archive: Path, work: Path, tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    _run(archive, tmp_path / "out", lines.append, eye=str(tiny_dino.write(tmp_path / "dino")))
+    assert any(line.startswith("likeness by eye: dino") for line in lines)
+    lines.clear()
+    _run(archive, tmp_path / "out", lines.append, lora_type="style", eye="/no/such/eye")
+    assert not any("likeness" in line for line in lines)
 
 
 def test_the_attentions_gradients_come_in_one_layout(

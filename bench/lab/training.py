@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,30 +21,33 @@ from toyflux.world import Style
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def default_request(archive: Path, **inputs: Any) -> TrainRequest:
+    """The request of `train.py`'s defaults and these inputs."""
+    defaults = signature.read(ROOT / "train.py", "train").inputs
+    values = {name: defaults[name].default for name in TrainRequest.__dataclass_fields__ if name in defaults}
+    values |= dict.fromkeys(("autocaption_prefix", "autocaption_suffix", "preservation", "preview_prompts"), "")
+    values |= {"captioning": presets.CAPTIONING[0], "lora_rank": presets.LORA_RANK}
+    return TrainRequest(**{**values, "input_images": archive, **inputs})
+
+
 def request_for(cell: Cell, archive: Path, width: int) -> TrainRequest:
     """The request of a cell: the defaults that stand in `train.py`, the recipe's inputs, and next to no previews."""
-    defaults = signature.read(ROOT / "train.py", "train").inputs
-    fields = TrainRequest.__dataclass_fields__
-    values = {name: defaults[name].default for name in fields if name in defaults}
-    text = {name: "" for name in ("autocaption_prefix", "autocaption_suffix", "preservation") if name in fields}
-    values |= text | {
-        "input_images": archive,
+    inputs: dict[str, Any] = {
         "trigger_word": TRIGGER,
         "lora_type": cell.kind,
         "captioning": "disabled",
-        "lora_rank": presets.LORA_RANK,
         "training_steps": cell.steps,
         "seed": cell.seed,
         "preview_prompts": "a red circle",
     }
-    values |= RECIPES[cell.recipe].inputs
-    if values["learning_rate"]:
-        values["learning_rate"] = rows.at_width(values["learning_rate"], width)
+    inputs |= RECIPES[cell.recipe].inputs
+    if inputs.get("learning_rate"):
+        inputs["learning_rate"] = rows.at_width(inputs["learning_rate"], width)
     else:
         row, _ = rows.choose(the_base().native, cell.kind)
-        ours, _ = rows.learning_rate_for(row, width, values["lora_rank"])
-        values["learning_rate"] = ours * RECIPES[cell.recipe].rate
-    return TrainRequest(**values)
+        ours, _ = rows.learning_rate_for(row, width, inputs.get("lora_rank", presets.LORA_RANK))
+        inputs["learning_rate"] = ours * RECIPES[cell.recipe].rate
+    return default_request(archive, **inputs)
 
 
 def gaussian_start(path: Path, flux: Base, request: TrainRequest) -> None:

@@ -3,6 +3,7 @@
 One picture may train at several resolutions; it is decoded once for all of them, in threads (`buckets.in_threads`).
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from lora.pictures import buckets
 from lora.pictures.buckets import Merged
 from lora.pictures.photos import Photo
 
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom, as shares of a picture's width and height: 0 <= left < right <= 1."""
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 OTHER_SHAPE = 0.03
 """By how much the ratio of a mask's sides may differ from its picture's: more than rounding to pixels when both are
 made smaller, less than between any two usual shapes."""
@@ -25,6 +29,8 @@ class View:
     path: Path
     mask: Path | None = None
     """A picture of the same shape: white is learned. Where there is none, the file's own transparency is one."""
+    box: Box | None = None
+    """The part that is looked at; None: all of it."""
 
 
 def prepared(
@@ -36,19 +42,29 @@ def prepared(
 ) -> Iterator[list[Image.Image]]:
     """For each view, in order: the picture in each of its buckets (`buckets.buckets_for`), in RGB; or, where it has a
     mask or is transparent somewhere, in RGBA, with what to learn as the alpha channel and the colours as they are
-    beneath (on white where the file is transparent).
+    beneath (on white where the file is transparent). A part of a picture has the whole one's buckets, but for those
+    that it would have to be enlarged for.
 
     Raises ValueError as `buckets.opened` does.
     """
 
     def prepare(view: View) -> list[Image.Image]:
         with buckets.opened(view.path) as picture:
-            sizes = buckets.buckets_for(*picture.size, resolutions, step, merged)
-            least = max(width for width, _ in sizes), max(height for _, height in sizes)
+            width, height = picture.size
+            sizes = buckets.buckets_for(width, height, resolutions, step, merged)
+            left, top, right, bottom = view.box or WHOLE
+            across, down = right - left, bottom - top
+            part = round(across * width), round(down * height)
+            sizes = sizes[:1] + [size for size in sizes[1:] if buckets.cover(*part, size) <= 1]
+            least = math.ceil(max(size[0] for size in sizes) / across), math.ceil(max(size[1] for size in sizes) / down)
             colours, learned = picture.decode_with_alpha(least)
         if view.mask:
             with buckets.opened(view.mask) as mask:
                 learned = mask.decode(least).convert("L").resize(colours.size, Image.Resampling.BILINEAR)
+        if view.box:
+            x, y = colours.size
+            pixels = round(left * x), round(top * y), round(right * x), round(bottom * y)
+            colours, learned = colours.crop(pixels), learned and learned.crop(pixels)
         return [_with_alpha(colours, learned, size) for size in sizes]
 
     return buckets.in_threads(prepare, views, threads)

@@ -17,6 +17,7 @@ from lora import wait
 from lora.request import TrainRequest
 from lora.result import card
 from lora.result.preview import Preview, thumbnail
+from lora.result.tarball import BESIDE
 
 TRIES = 4
 FIRST_WAIT, LONGEST_WAIT = 2.0, 60.0
@@ -199,10 +200,12 @@ def publish(
     pictures: int,
     log: Callable[[str], None],
     verdict: Sequence[str] = (),
+    others: Sequence[Path] = (),
 ) -> dict[str, str]:
     """Uploads the weights, the card and the previews; what became of it, for `request.json`.
 
-    A failure costs nobody the weights: it is an entry too. `pictures` counts what the LoRA was trained on.
+    A failure costs nobody the weights: it is an entry too. `pictures` counts what the LoRA was trained on; `others` are
+    weights of other steps, which go into a folder.
     """
     assert request.hf_repo_id is not None
     repository, private = request.hf_repo_id, request.hf_private
@@ -215,6 +218,7 @@ def publish(
         word = request.trigger_word if "weights_of_step" in decided else trained_with
         text = card.card(repository, request, decided, pictures, prompts, word=word, width=width, verdict=verdict)
         files: dict[str, Path | bytes] = {card.WEIGHTS_NAME: lora, "README.md": text.encode(), **drawn}
+        files |= {f"{BESIDE}/{file.name}": file for file in others}
         url = wait.interruptibly(lambda: upload(repository, token, private, files, log, given_up=left.is_set))
     except UploadFailed as failure:
         return {"repository": repository, "failed": str(failure)}

@@ -44,6 +44,8 @@ class Lesson:
     """WebP; see `lora.result.preview.thumbnail`."""
     held_out: bool = False
     """Kept out of the first part of the training."""
+    close_up: bool = False
+    """A part of the picture of this name, around its subject."""
     own: str | None = None
     """The user's own caption, where the captioning model was asked to write another one."""
 

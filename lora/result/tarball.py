@@ -2,14 +2,18 @@
 
 import contextlib
 import os
+import shutil
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lora import disk
 
 WEIGHTS_MEMBER = "output/flux_train_replicate/lora.safetensors"
 """Where every reader of such a tar looks, and the only safetensors that it may hold."""
+BESIDE = "checkpoints"
+"""The folder of weights that lie beside the tar. With this in its name diffusers takes none of them for the LoRA of a
+repository (`_best_guess_weight_name`)."""
 
 
 def pack(members: Mapping[str, Path], tar: Path) -> None:
@@ -33,10 +37,27 @@ def pack(members: Mapping[str, Path], tar: Path) -> None:
             aside.unlink(missing_ok=True)
 
 
-def finish(members: Mapping[str, Path], output: Path) -> Path:
-    """Packs the members into `output / "trained_model.tar"`, which appears there when it is whole; returns its path."""
+def captions(folder: Path, texts: Mapping[str, str]) -> dict[str, Path]:
+    """Writes the caption of every picture (by name) to a file in a new folder; member names, which keep the archive's
+    folders, and paths."""
+    members = {}
+    folder.mkdir()
+    for number, (name, text) in enumerate(texts.items()):
+        file = members[f"output/flux_train_replicate/captions/{name}.txt"] = folder / f"{number}.txt"
+        file.write_text(text + "\n", encoding="utf-8")
+    return members
+
+
+def finish(members: Mapping[str, Path], output: Path, beside: Sequence[Path] = ()) -> Path:
+    """Packs the members into `output / "trained_model.tar"`, which appears there when it is whole; returns its path.
+
+    The files `beside` are moved to `output / BESIDE` before.
+    """
     with disk.writing(output):
         output.mkdir(parents=True, exist_ok=True)
+        for file in beside:
+            (output / BESIDE).mkdir(exist_ok=True)
+            shutil.move(file, output / BESIDE / file.name)
     tar = output / "trained_model.tar"
     pack(members, tar)
     return tar

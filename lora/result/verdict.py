@@ -31,6 +31,7 @@ TITLES = {
     "own_word": "Its own word",
     "kept": "The base is kept",
     "not_memorised": "Not memorised",
+    "likeness": "Likeness",
 }
 
 
@@ -61,6 +62,9 @@ class Measured:
     """`trained.own` at that time."""
     drift: float
     """On prompts that no step was trained on: squared change of the velocity over its squared length."""
+    likeness: float | None = None
+    """By eye (`lora.flux.eye`): how like the user's pictures the previews with the trigger word look, 0 as what the
+    base draws, 1 as these look among each other; None where there was no eye."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +80,8 @@ class Finding:
     advice: str
     """What to do; empty where nothing needs to be done."""
     worded: bool = True
-    """Whether the number tells enough of the drawings for a word: for a style it does not (docs/quality.md)."""
+    """Whether the number tells enough of the drawings for a word: for a style it does not (docs/quality.md), and for a
+    likeness no bounds were measured."""
 
     @property
     def word(self) -> str:
@@ -140,6 +145,7 @@ def of(measured: Measured, word: str, lora_type: str, ratio: float) -> Verdict:
             _own_word(measured, word, lora_type, ratio),
             *_kept(measured, ratio),
             *_new(measured, lora_type),
+            *_alike(measured, word),
         ],
         measured=measured,
     )
@@ -214,3 +220,11 @@ def _new(measured: Measured, lora_type: str) -> list[Finding]:
     says = f"New pictures are explained only {share:.0%} as well as those it trained on: it memorises them."
     advice = "Give more varied pictures, or train fewer steps."
     return [Finding(name="not_memorised", value=value, says=says, advice=advice)]
+
+
+def _alike(measured: Measured, word: str) -> list[Finding]:
+    """Only where an eye looked. No trainings were judged by it yet, so it has no bounds."""
+    if measured.likeness is None:
+        return []
+    says = f"Previews with {word}: 0 is what the base alone draws, 1 is how alike your own pictures look."
+    return [Finding(name="likeness", value=min(max(measured.likeness, 0.0), 1.0), says=says, advice="", worded=False)]

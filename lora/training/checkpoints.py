@@ -1,12 +1,19 @@
 """The LoRA's weights at some steps of the training, and which of them is returned."""
 
 import dataclasses
+<<<<<<< HEAD
 import math
 from collections.abc import Sequence
+=======
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+>>>>>>> crops
 
 import torch
 from torch import Tensor
 
+from lora.file import weights
+from lora.file.names import Pair
 from lora.flux.adapter import FILE_DTYPE
 from lora.training.examine import Glance
 
@@ -45,10 +52,17 @@ class Checkpoints:
         self.kept: list[Checkpoint] = []
 
     def keep(self, step: int, glance: Glance) -> None:
+<<<<<<< HEAD
         """Keeps the weights of a step that is past half, where they are sound: where the loss is a number."""
         if step >= self._from and math.isfinite(glance.loss):
             weights = [parameter.detach().to("cpu", FILE_DTYPE, copy=True) for parameter in self._parameters]
             self.kept.append(Checkpoint(step=step, glance=glance, weights=weights))
+=======
+        """Keeps the weights of a step that is past half."""
+        if step >= self._from:
+            copies = [parameter.detach().to("cpu", FILE_DTYPE, copy=True) for parameter in self._parameters]
+            self.kept.append(Checkpoint(step=step, glance=glance, weights=copies))
+>>>>>>> crops
 
     def choose(self) -> tuple[Checkpoint, str]:
         """The checkpoint to return, and why: the last one, unless one before was better by BETTER_BY."""
@@ -74,3 +88,14 @@ class Checkpoints:
         """Puts the checkpoint's weights in place of those of the last step."""
         for parameter, kept in zip(self._parameters, checkpoint.weights, strict=True):
             parameter.copy_(kept)
+
+
+def write(folder: Path, others: Mapping[int, Mapping[str, Pair]], header: Mapping[str, str]) -> list[Path]:
+    """Writes the weights of each step to `step-0500.safetensors` in a new folder, with that step in the header; their
+    paths. Nothing where there are none."""
+    files = []
+    for step, pairs in sorted(others.items()):
+        folder.mkdir(exist_ok=True)
+        files.append(folder / f"step-{step:04}.safetensors")
+        weights.write(files[-1], pairs, {**header, "ss_steps": str(step)})
+    return files

@@ -35,6 +35,8 @@ STATES = 2
 """Steps of the base's drawing of each, that are compared."""
 OTHERS = ("far", "near", "noun")
 """Words in the trigger word's place: a made-up one, one near the trigger word, the class noun."""
+CLOSE_UP = "//close-up"
+"""Behind a photo's name: its close-up. No file has such a name."""
 CONFUSED = 0.5
 HOLD_OUT = {8: 1, 16: 2}
 """From so many pictures on, how many are held out."""
@@ -49,8 +51,9 @@ def hold_out(names: Sequence[str], seed: int) -> list[str]:
 
 
 def photo_of(example: Example) -> str:
-    """The name of the photo that the example shows, at whatever size: `encode` calls it "<photo> at <size>"."""
-    return example.name.rpartition(" at ")[0]
+    """The name of the photo that the example shows, whole or as a close-up, at whatever size: `encode` calls it
+    "<photo> at <size>"."""
+    return example.name.rpartition(" at ")[0].removesuffix(CLOSE_UP)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

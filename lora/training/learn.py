@@ -51,6 +51,8 @@ class Material:
     """The preservation prompts."""
     start: Mapping[str, Pair] | None
     """The LoRA to go on from."""
+    all_checkpoints: bool = False
+    """Whether the kept checkpoints that are not returned are handed out too."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,6 +69,8 @@ class Learned:
     previews: Sequence[Preview]
     curve: Curve
     measured: Measured
+    others: Mapping[int, Mapping[str, Pair]]
+    """The LoRA at other kept steps, where they are asked for."""
 
 
 def learn(material: Material, flux: Base, plan: Plan, settings: Settings, told: Audience) -> Learned:
@@ -143,6 +147,11 @@ def _attempt(material: Material, flux: Base, plan: Plan, settings: Settings, tol
             if best is None:
                 best, why = checkpoints.choose()
             told.log(f"checkpoint: step {best.step} of {len(losses)} is returned: {why}")
+            others = {}
+            for kept in checkpoints.kept if material.all_checkpoints else ():
+                if kept is not best:
+                    checkpoints.put_back(kept)
+                    others[kept.step] = adapter.trained(transformer)
             checkpoints.put_back(best)
             measured = examination.measure()
             pairs = adapter.trained(transformer)
@@ -160,6 +169,7 @@ def _attempt(material: Material, flux: Base, plan: Plan, settings: Settings, tol
         previews=previews,
         curve=curve,
         measured=measured,
+        others=others,
     )
 
 

@@ -30,6 +30,7 @@ from captioner.caption import (
     fit_to_model,
     is_at_hand,
     load,
+    locate,
     weights_at_hand,
     whether_to_ask,
 )
@@ -319,7 +320,7 @@ def all_captions(
 ) -> tuple[dict[str, text.Caption], str | None, list[str]]:
     log: list[str] = []
     settings = {"captioning": "automatic", "device": "cpu", "dtype": torch.float32, "read": read} | changed
-    captions, noun = caption_all(paths, given, SUBJECT, model=model, log=log.append, **settings)
+    captions, noun, _ = caption_all(paths, given, SUBJECT, model=model, log=log.append, **settings)
     return captions, noun, log
 
 
@@ -349,6 +350,35 @@ def test_captioning_all_writes_new_ones_and_keeps_the_users_beside_them(
     assert captions["4.png"].source == "template"
     captions, _, _ = all_captions(paths, given, "/no/such/model", captioning="all")
     assert captions["1.png"] == text.Caption(text="TOK mine", source="yours"), "without a model the user's are used"
+
+
+def test_the_model_is_asked_once_more_where_the_subject_is_and_what_it_says_amiss_is_no_box(
+    folder: Path, paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boxes = {"0.png": '```json\n[{"bbox_2d": [100, 200, 350, 1000], "label": "dog"}]\n```', "3.png": "[]"}
+    asked: list[str] = []
+
+    def answer(_: Captioner, pictures: list[Image.Image], question: str, *__: object) -> list[str]:
+        asked.append(question)
+        if "bbox" not in question:
+            return ["dog" if "common English noun" in question else "A dog runs on sand."] * len(pictures)
+        return [boxes.get(f"{picture.getpixel((0, 0))[0] // 40}.png", "the left") for picture in pictures]  # type: ignore[index]
+
+    monkeypatch.setattr(Captioner, "answer", answer)
+    settings: Any = {"captioning": "automatic", "device": "cpu", "dtype": torch.float32, "read": read, "log": print}
+    _, _, located = caption_all(paths, {}, SUBJECT, model=str(folder), locating=True, **settings)
+    assert located == {"0.png": (0.1, 0.2, 0.35, 1.0)}
+    assert any("the dog that is the main subject" in question for question in asked)
+    asked.clear()
+    assert caption_all(paths, {}, SUBJECT, model=str(folder), **settings)[2] == {}
+    assert not any("bbox" in question for question in asked)
+
+
+def test_the_model_itself_is_asked_where_the_subject_is(captioner: Captioner, paths: dict[str, Path]) -> None:
+    """Random weights say nothing that is a box: that it is read as none, not as an error, is what is seen here."""
+    log: list[str] = []
+    assert locate(captioner, paths, "dog", read=read, batch_size=4, log=log.append) == {}
+    assert [line.split(",")[0] for line in log] == ["subjects located: 4 of 6", "subjects located: 6 of 6"]
 
 
 def test_without_gpu_and_model_the_missing_ones_get_a_template_and_it_is_said(paths: dict[str, Path]) -> None:

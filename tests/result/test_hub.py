@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from lora import job
-from lora.file import weights
+from lora.file import source, weights
 from lora.flux import adapter, base
 from lora.request import Secrets, TrainRequest
 from lora.result import hub
@@ -169,6 +169,19 @@ def test_an_upload_that_is_given_up_in_a_pause_is_not_tried_again(server: Hub) -
         hub.upload("me/lora", WRITE_TOKEN, True, FILES, print, pauses.append, given_up=lambda: bool(pauses))
     assert server.files["me/lora"] == {}
     assert sum(asked.endswith("/commit/main") for asked in server.requests) == 1
+
+
+def test_weights_of_other_steps_go_into_a_folder_from_which_no_loader_takes_the_lora(
+    server: Hub, tmp_path: Path
+) -> None:
+    for name in ("lora", "step-0500", "step-0600"):
+        save_file({"transformer_blocks.0": torch.ones(2, 8)}, tmp_path / f"{name}.safetensors")
+    request, others = a_request(tmp_path, hf_repo_id="me/lora"), sorted(tmp_path.glob("step-*"))
+    hub.publish(request, WRITE_TOKEN, {"base": "toyflux"}, tmp_path / "lora.safetensors", [], 0, print, others=others)
+    names = {name for name in server.files["me/lora"] if name.endswith(".safetensors")}
+    assert names == {"lora.safetensors", "checkpoints/step-0500.safetensors", "checkpoints/step-0600.safetensors"}
+    taken = source.fetch("me/lora", tmp_path / "fetched", "lora_weights", WRITE_TOKEN)
+    assert taken.name == "lora.safetensors"
 
 
 class Cancelled(BaseException):

@@ -93,6 +93,12 @@ def test_the_page_says_everything_that_is_asked_of_it() -> None:
         assert expected in words, expected
 
 
+def test_a_close_up_is_told_as_one() -> None:
+    lessons = [_lesson(), dataclasses.replace(_lesson(), close_up=True)]
+    words = _Page(report.page(RECORD, lessons, _previews(4), CURVE, VERDICT, [])).words
+    assert words.count("a.png, caption yours") == words.count("a.png, a close-up of its subject, caption yours") == 1
+
+
 def test_what_users_write_is_never_markup() -> None:
     lesson = _lesson(name='"><img src=x onerror=alert(1)>', caption="<script>alert(1)</script>")
     page = _Page(report.page(RECORD, [lesson], _previews(4), CURVE, VERDICT, ["<b>bold</b>"]))

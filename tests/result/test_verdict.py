@@ -26,6 +26,14 @@ def test_a_good_training_is_clear_in_everything_and_asks_for_nothing() -> None:
     assert len(found.lines()) == 4
 
 
+def test_likeness_is_told_as_a_number_without_a_word_and_changes_no_verdict() -> None:
+    found = verdict.of(dataclasses.replace(SOUND, likeness=1.3), "TOK", "subject", 0.5)
+    assert found.title == "Verdict: it worked"
+    assert found.lines()[-1].startswith("Likeness: 1.00. Previews with TOK: 0 is what the base alone draws, 1 is")
+    assert found.metrics()["verdict_likeness"] == 1
+    assert found.record()["measured"]["likeness"] == 1.3
+
+
 def test_each_weakness_is_named_with_what_to_do() -> None:
     def advice(name: str, ratio: float = 0.5, **changes: Any) -> str:
         found = verdict.of(dataclasses.replace(SOUND, **changes), "TOK", "subject", ratio)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import cog
 import pytest
+import safetensors.torch
+import torch
 from PIL import Image
 
 from script import cli, signature
@@ -224,15 +226,24 @@ SMALL = [
 
 
 def test_a_training_from_the_users_own_folder_leaves_the_tar_the_picture_and_the_report(pictures):
-    process = start(pictures, "-i", "input_images=@pictures.zip", *SMALL, "-o", "mine.tar")
+    process = start(pictures, "-i", "input_images=@pictures.zip", *SMALL, "-i", "checkpoints=all", "-o", "mine.tar")
     said, complaints = process.communicate(timeout=600)
     assert process.returncode == 0, complaints
-    *_, weights, picture, report = said.splitlines()
+    *_, weights, picture, report, others = said.splitlines()
     assert re.fullmatch(r"The LoRA: +mine\.tar \([\d.]+ MB\)", weights)
     assert re.fullmatch(r"Before and after: +mine-preview\.webp", picture)
     assert re.fullmatch(r"The report: +mine-report\.html", report)
+    assert re.fullmatch(r"Other checkpoints: +mine-checkpoints \(step-0001\)", others)
+    [other] = (pictures / "mine-checkpoints").iterdir()
     with tarfile.open(pictures / "mine.tar") as tar:
         names = tar.getnames()
+        best = tar.extractfile("output/flux_train_replicate/lora.safetensors")
+        best = safetensors.torch.load(best.read())
+    earlier = safetensors.torch.load_file(other)
+    assert {name: weight.shape for name, weight in earlier.items()} == {name: w.shape for name, w in best.items()}
+    assert any(not torch.equal(weight, best[name]) for name, weight in earlier.items())
+    with safetensors.safe_open(other, "pt") as opened:
+        assert opened.metadata()["ss_steps"] == "1"
     assert [name for name in names if name.endswith(".safetensors")] == ["output/flux_train_replicate/lora.safetensors"]
     assert Image.open(pictures / "mine-preview.webp").width > 64
     assert sorted(path.name for path in pictures.iterdir() if path.is_file()) == [
