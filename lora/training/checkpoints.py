@@ -1,13 +1,8 @@
 """The LoRA's weights at some steps of the training, and which of them is returned."""
 
 import dataclasses
-<<<<<<< HEAD
 import math
 from collections.abc import Sequence
-=======
-from collections.abc import Mapping, Sequence
-from pathlib import Path
->>>>>>> crops
 
 import torch
 from torch import Tensor
@@ -52,17 +47,10 @@ class Checkpoints:
         self.kept: list[Checkpoint] = []
 
     def keep(self, step: int, glance: Glance) -> None:
-<<<<<<< HEAD
         """Keeps the weights of a step that is past half, where they are sound: where the loss is a number."""
         if step >= self._from and math.isfinite(glance.loss):
-            weights = [parameter.detach().to("cpu", FILE_DTYPE, copy=True) for parameter in self._parameters]
-            self.kept.append(Checkpoint(step=step, glance=glance, weights=weights))
-=======
-        """Keeps the weights of a step that is past half."""
-        if step >= self._from:
             copies = [parameter.detach().to("cpu", FILE_DTYPE, copy=True) for parameter in self._parameters]
             self.kept.append(Checkpoint(step=step, glance=glance, weights=copies))
->>>>>>> crops
 
     def choose(self) -> tuple[Checkpoint, str]:
         """The checkpoint to return, and why: the last one, unless one before was better by BETTER_BY."""
