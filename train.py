@@ -274,6 +274,7 @@ def train(
             captioner=os.environ.get("CAPTIONER"),
             log=lambda line: print(line, flush=True),
             metric=current_scope().record_metric,
+            gpus=os.environ.get("GPUS"),
         )
     except Exception:
         # Cog passes on the message alone; the way there is for the log. script/train tells failures in its own way.
