@@ -1,0 +1,282 @@
+"""Several processes that train together, on a CPU: what they compute, and how they end."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from diffusers import FluxTransformer2DModel
+from torch import Tensor
+
+from lora import job
+from lora.flux import adapter
+from lora.flux.encode import Example, Text
+from lora.flux.hardware import GIB, Gpu, Plan
+from lora.training import fit, prior, ranks, recipe
+from lora.training.balance import Balance
+from lora.training.fit import Settings
+from lora.training.ranks import Ranks
+from tests.test_request import a_request
+from tests.tiny_flux import CONFIG
+from tests.training import a_rank
+from tests.training.a_rank import Lesson
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "subject.zip"
+A_GPU = Gpu(name="a GPU", memory=80 * GIB)
+SETTINGS = Settings(
+    steps=20, batch_size=1, learning_rate=1e-3, caption_dropout_rate=0.3, prior_ratio=0.5, seed=7, prior_every=2
+)
+SOON = 10
+"""Seconds within which everything has ended, whatever happened."""
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The processes that are started, by their ids; none is left."""
+    ids: list[int] = []
+    start = Ranks.start
+
+    def watched(self: Ranks) -> None:
+        start(self)
+        ids.extend(child.pid for child in self._children if child.pid not in ids)
+
+    monkeypatch.setattr(Ranks, "start", watched)
+    yield ids
+    assert not [pid for pid in ids if Path(f"/proc/{pid}").exists()], "ended and waited for"
+    assert not dist.is_initialized()
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary folders go."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def _lesson(transformer: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text]) -> Lesson:
+    scheduler = {"use_dynamic_shifting": False, "shift": 3.0}
+    priors = prior.draw(transformer, texts, ["a red house", "a VEK"], [(4, 4)] * 2, scheduler, seed=1, steps=3)
+    plan = Plan(device="cpu", dtype=torch.float32, checkpointing=False, reason="for a test")
+    return Lesson(
+        plan=plan,
+        transformer=transformer,
+        examples=examples,
+        priors=priors,
+        texts=texts,
+        settings=SETTINGS,
+        threads=torch.get_num_threads(),
+    )
+
+
+def _accumulated(lesson: Lesson) -> tuple[list[Tensor], list[float]]:
+    """The same training by one process that goes through both ranks' pictures, one after the other, by hand."""
+    settings, texts, transformer = lesson.settings, lesson.texts, lesson.transformer
+    parameters, rng = adapter.attach(transformer, 4, seed=3), random.Random(settings.seed)
+    noises = [torch.Generator().manual_seed(settings.seed + rank) for rank in range(2)]
+    optimizer = torch.optim.AdamW(parameters, weight_decay=settings.weight_decay, eps=settings.adam_epsilon, fused=True)
+    balance = Balance(settings.prior_ratio, settings.prior_weight, torch.device("cpu"))
+    shares = [fit.flow.share_of_timesteps(p.until, p.timestep, 0.0, uniform_share=0.5) for p in lesson.priors]
+    source, losses = fit.batches(lesson.examples, 2, rng), []
+
+    def mean(found: list[Tensor]) -> list[Tensor]:
+        """Of the gradients of both losses."""
+        both = zip(*(torch.autograd.grad(loss, parameters) for loss in found), strict=True)
+        return [(one + other) / 2 for one, other in both]
+
+    def columns(rows: list[list[Tensor]]) -> list[Tensor]:
+        return [torch.stack(column) for column in zip(*rows, strict=True)]
+
+    for step in range(1, settings.steps + 1):
+        batch = next(source)
+        captions = ["" if rng.random() < settings.caption_dropout_rate else example.caption for example in batch]
+        of_pictures = [
+            fit.picture_loss(
+                transformer, example.size, noise, settings, *columns(fit.rows_of_examples([example], [caption], texts))
+            )
+            for example, caption, noise in zip(batch, captions, noises, strict=True)
+        ]
+        losses.append(sum(loss.item() for loss in of_pictures) / 2)
+        gradients = mean(of_pictures)
+        if step % settings.prior_every == 0:
+            drawn = fit.of_one_size(lesson.priors, shares, 2, rng)
+            given = [columns(fit.rows_of_priors([one], texts)) for one in drawn]
+            of_priors = [fit.prior_loss(transformer, drawn[0].size, settings.guidance, *one) for one in given]
+            balance.add(gradients, mean(of_priors))
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.param_groups[0]["lr"] = fit.learning_rate_at(step, settings.steps, settings.learning_rate, 0.0)
+        optimizer.step()
+    return [p.detach() for p in parameters], losses
+
+
+def test_two_ranks_learn_what_one_process_learns_that_adds_up_the_gradients_of_both(
+    examples: list[Example],
+    texts: dict[str, Text],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    started: list[int],
+) -> None:
+    """Bit by bit: a mean gradient, and the weights after 20 steps with preservation and dropped captions."""
+
+    def lesson() -> Lesson:
+        torch.manual_seed(0)
+        return _lesson(FluxTransformer2DModel(**CONFIG).eval(), examples, texts)
+
+    monkeypatch.setattr(ranks, "PROGRAM", ("-m", "tests.training.a_rank", "learns"))
+    with Ranks(2, "cpu", tmp_path, print).together(ours := lesson()) as join:
+        gradients, (here, there) = a_rank.learned(ours, join)
+    assert len(started) == 1
+    assert list(tmp_path.iterdir()) == []
+    alone = lesson()
+    parameters = adapter.attach(alone.transformer, 4, seed=3)
+    wanted = (a_rank.gradient(alone, parameters, 0) + a_rank.gradient(alone, parameters, 1)) / 2
+    assert all(torch.equal(gradient, wanted) for gradient in gradients)
+    assert all(torch.equal(one, other) for one, other in zip(here, there, strict=True))
+    *weights, losses, skipped = here
+    by_hand, their_losses = _accumulated(lesson())
+    assert skipped == 0
+    assert all(torch.equal(weight, wanted) for weight, wanted in zip(weights, by_hand, strict=True))
+    torch.testing.assert_close(losses, torch.tensor(their_losses))
+
+
+def test_one_ranks_broken_gradient_makes_all_skip_the_step() -> None:
+    """The mean with a number that is none is none: what `fit` looks at is the same everywhere."""
+    assert not ((torch.tensor([1.0, float("nan")]) + torch.tensor([1.0, 2.0])) / 2).isfinite().all()
+
+
+def _run(output: Path, log: Callable[[str], None], **changes: Any) -> Path:
+    asked = {"training_steps": 6, "preview_prompts": "a [trigger]", "preservation": "1", "resolution": "64", "seed": 1}
+    return job.run(
+        a_request(EXAMPLES, **{**asked, **changes}),
+        output=output,
+        flux_base=None,
+        captioner=None,
+        log=log,
+        metric=lambda name, value: None,
+        changes={"prior_prompts": 9, "prior_every": 1},
+        gpus="cpu:2",
+    )
+
+
+def test_a_rank_that_is_killed_ends_the_training_soon_and_the_next_one_succeeds_though_memory_runs_out_on_a_rank(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[int]
+) -> None:
+    lines: list[str] = []
+    killed = 0.0
+
+    def kill(line: str) -> None:
+        nonlocal killed
+        lines.append(line)
+        if "| 1/" in line:
+            os.kill(started[-1], signal.SIGKILL)
+            killed = time.monotonic()
+
+    said = r"^process 2 of 2 was ended by SIGKILL; the training cannot go on without it\. Start it again; GPUS=1 trains"
+    with pytest.raises(ranks.Lost, match=said):
+        _run(tmp_path / "out", kill, training_steps=200)
+    assert time.monotonic() - killed < SOON
+    assert list(work.iterdir()) == []
+
+    monkeypatch.setattr(ranks, "PROGRAM", ("-m", "tests.training.a_rank", "runs out"))
+    lines.clear()
+    tar = _run(tmp_path / "out", lines.append)
+    assert len(started) == 3
+    assert [line for line in lines if line.startswith("warning: ")] == [
+        "warning: the GPU's memory ran out: each block is recomputed in the backward pass, since the memory ran out;"
+        " once more from the start of the training"
+    ]
+    assert "GPUs: 2, 2 processes on the CPU, as GPUS asks for" in lines
+    told = [line for line in lines if line.startswith("2 pictures in a step, 1 a GPU: 3 steps in place of 6")]
+    assert len(told) == 1
+    assert any("| 3/3" in line for line in lines)
+    assert list(work.iterdir()) == []
+    with tarfile.open(tar) as opened:
+        written = opened.extractfile("request.json")
+        assert written is not None
+        decided = json.load(written)["decided"]
+        assert {job.WEIGHTS_MEMBER, "report/preview.webp"} <= set(opened.getnames())
+    assert (decided["gpus"], decided["steps"], decided["batch_size"]) == (2, 3, 1)
+    assert decided["learning_rate"] == pytest.approx(
+        recipe.learning_rate_for(recipe.TOY["subject"], 128, 16)[0] * 2**0.5
+    )
+    assert decided["reasons"]["gpus"] in told[0]
+
+
+@pytest.mark.parametrize("stage", ["encoding prompts", "loading"])
+def test_a_cancel_ends_every_process_at_once(stage: str, work: Path, tmp_path: Path, started: list[int]) -> None:
+    class Cancelled(BaseException):
+        """As cog.CancelationException: no Exception, and from anywhere."""
+
+    cancelled = 0.0
+
+    def cancel(line: str) -> None:
+        nonlocal cancelled
+        if line.startswith(f"== {stage}"):
+            cancelled = time.monotonic()
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        _run(tmp_path / "out", cancel)
+    assert time.monotonic() - cancelled < SOON
+    assert len(started) == 1
+    assert list(work.iterdir()) == []
+
+
+def test_the_number_of_gpus_is_what_is_asked_for_or_all_and_without_one_there_is_one_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert ranks.how_many(None, A_GPU) == (4, "all 4 of this machine")
+    assert ranks.how_many(" 2", A_GPU) == (2, "GPUS asks for 2 of 4")
+    assert ranks.how_many("2", None)[0] == 1
+    assert ranks.how_many("", None)[0] == 1
+    assert ranks.how_many("cpu:2", None)[0] == 2
+    for asked, message in (
+        ("5", "GPUS: 5 are asked for, and there are 4"),
+        ("0", "GPUS: '0' is no number"),
+        ("all", "GPUS: 'all' is no number"),
+        ("cpu:2", "GPUS: 'cpu:2' is for machines without a GPU"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ranks.how_many(asked, A_GPU)
+
+
+def test_a_batch_that_was_asked_for_is_shared_out_first(work: Path) -> None:
+    """Eight pictures in a step on two processes are four each: the same steps at the same rate."""
+    lines: list[str] = []
+    steps, rate, _ = recipe.for_larger_batch(1000, 4e-4, 8)
+    assert (steps, rate) == (125, pytest.approx(8e-4))
+    assert recipe.for_larger_batch(1001, 4e-4, 2)[0] == 501
+    world = ranks.World(1, 2)
+    assert world.rows("abcdefgh") == "efgh"
+    assert lines == []
+
+
+def test_drawings_are_shared_out_and_look_as_if_one_process_drew_them(
+    tiny_flux: FluxTransformer2DModel, texts: dict[str, Text]
+) -> None:
+    def drawn(**share: int) -> list[prior.Prior]:
+        wanted, sizes = ["a red house", "a VEK", "a TOK"], [(4, 4), (4, 4), (2, 6)]
+        scheduler = {"use_dynamic_shifting": False, "shift": 3.0}
+        return prior.draw(tiny_flux, texts, wanted, sizes, scheduler, seed=1, steps=2, batch_size=1, **share)
+
+    every, parts = drawn(), [drawn(rank=rank, ranks=2) for rank in range(2)]
+    assert [len(part) for part in parts] == [4, 2]
+    shown = {(one.prompt, one.timestep): one for part in parts for one in part}
+    assert len(shown) == len(every)
+    for one in every:
+        assert torch.equal(shown[one.prompt, one.timestep].velocity, one.velocity)
+        assert dataclasses.astuple(shown[one.prompt, one.timestep])[1] == one.size
