@@ -58,7 +58,10 @@ def learned(lesson: Lesson, join: Callable[[], World]) -> tuple[list[Tensor], li
         )
     )
     after = [*(p.detach() for p in parameters), torch.stack([at.loss for at in reports]), reports[-1].skipped]
-    return world.gather([own]), world.gather([after])
+    found = world.gather([own]), world.gather([after])
+    if world.rank:
+        world.average(own)  # and rank 0 does not come: it is ended meanwhile
+    return found
 
 
 def runs_out() -> None:
