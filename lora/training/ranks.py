@@ -159,7 +159,7 @@ class Ranks:
             self._store.set("work", "there")
             yield self._join
         except Exception:
-            self._raise_lost(GRACE)
+            self._raise_lost()
             raise
         finally:
             self.stop()
