@@ -16,7 +16,7 @@ from lora import disk, repack, wait
 from lora.desk import Desk
 from lora.file import weights
 from lora.file.names import Pair
-from lora.flux import adapter, base, encode, hardware
+from lora.flux import base, encode, hardware
 from lora.flux.base import Base
 from lora.pictures import archive, background, buckets, photos, survey, views
 from lora.pictures.photos import Photo
@@ -30,7 +30,6 @@ from lora.result.verdict import Verdict
 from lora.training import decide, examine, learn, prompts, ranks, resume, tracker, words
 from lora.training.decide import Decided
 from lora.training.learn import Learned, Material
-from lora.training.ranks import Ranks
 from lora.training.watch import WARNING, Audience, Log, Metric, Remembering, Stages
 
 
@@ -94,7 +93,7 @@ def run(
     log = Remembering(log)
     check(request, secrets, log)
     gpu = hardware.read_gpu()
-    together, why_together = ranks.how_many(gpus, gpu)
+    together = ranks.how_many(gpus, gpu, log)
     with disk.work_folder("flux-lora-") as work, contextlib.ExitStack() as lent:
         desk = Desk(
             request=request,
@@ -110,19 +109,15 @@ def run(
         )
         if request.training_steps == 0:
             return repack.repack(desk, output)
-        if together > 1:
-            log(f"GPUs: {together}, {why_together}")
         gathered = gather(desk, changes or {})
-        others = Ranks(together, gathered.decided.plan.device, work, log)
-        lent.callback(others.stop)
-        others.start()
-        tracked = lent.enter_context(_tracking(desk, gathered.decided))
+        decided = gathered.decided
+        others = lent.enter_context(ranks.started(together, decided.plan.device, work, log))
+        tracked = lent.enter_context(_tracking(desk, decided))
         asked = _captioner(desk, gathered.found)
         lent.enter_context(gathered.flux.read_ahead(caption.weights_at_hand(asked) if asked else ()))
         captioned = caption_all(desk, gathered)
         encoded = encode_all(desk, gathered, captioned)
         told = Audience(log=log, metric=metric, stage=desk.stage, tracked=tracked)
-        decided = gathered.decided
         learned = learn.learn(encoded.material, gathered.flux, decided.plan, decided.settings, told, others)
         found = verdict.of(learned.measured, request.trigger_word, request.lora_type, learned.settings.prior_ratio)
         tracked.numbers(learned.step, found.metrics())
@@ -159,7 +154,7 @@ def gather(desk: Desk, changes: Mapping[str, Any]) -> Gathered:
     flux = _base(desk, found)
     log(f"base: {flux.name} ({flux.reason})")
     skeleton = flux.skeleton()
-    modules = _modules(request, skeleton, log)
+    modules = decide.modules(request.layers_to_optimize_regex, skeleton, log)
     rules = _rules(request, flux)
     text.check(rules)
     if words.is_ordinary(request.trigger_word):
@@ -346,21 +341,6 @@ def _captioner(desk: Desk, found: Sequence[Photo]) -> str | None:
     device, captioning = "cuda" if desk.gpu else "cpu", desk.request.captioning
     asking, _ = caption.whether_to_ask(model, device, captioning=captioning, missing=missing, of=len(found))
     return model if asking else None
-
-
-def _modules(request: TrainRequest, skeleton: diffusers.FluxTransformer2DModel, log: Log) -> list[str]:
-    """The layers to train; the log is told where the request's own choice had to be completed."""
-    modules = adapter.target_modules(skeleton)
-    pattern = request.layers_to_optimize_regex
-    if pattern is None:
-        return modules
-    asked, added = adapter.choose(modules, pattern)
-    log(f"layers: {len(asked)} of {len(modules)} by layers_to_optimize_regex")
-    if added:
-        more = ", …" if len(added) > 3 else ""
-        log(f"layers: {len(added)} added, so that the LoRA loads everywhere: {', '.join(added[:3])}{more}")
-    chosen = {*asked, *added}
-    return [module for module in modules if module in chosen]
 
 
 def _tracking(desk: Desk, decided: Decided) -> contextlib.AbstractContextManager[tracker.Tracker]:

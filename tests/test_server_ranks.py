@@ -56,7 +56,7 @@ def test_the_tar_is_the_command_lines_and_the_log_is_in_order(trainer, tmp_path)
     answer = trainer.train(input_images=FEW, **QUICK)
     assert answer["status"] == "succeeded", answer
     lines = answer["logs"].splitlines()
-    assert "GPUs: 2, 2 processes on the CPU, as GPUS asks for" in lines
+    assert "GPUs: none, but 2 processes train on the CPU, as GPUS asks for" in lines
     stages = [line for line in lines if line.startswith("== ")]
     assert len(stages) == len(set(stages))
     assert (stages[0], stages[-1]) == ("== unpacking", "== packing")

@@ -5,8 +5,10 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from diffusers import FluxTransformer2DModel
+
 from lora import presets
-from lora.flux import hardware
+from lora.flux import adapter, hardware
 from lora.flux.base import Base
 from lora.flux.hardware import Gpu, Plan
 from lora.pictures import buckets
@@ -111,6 +113,21 @@ def decide(
         preview_every=_preview_every(every, settings.steps, log),
         reasons=reasons | {"base": flux.reason, "plan": plan.reason, "resolutions": why_resolutions},
     )
+
+
+def modules(pattern: str | None, skeleton: FluxTransformer2DModel, log: Log) -> list[str]:
+    """The layers to train: all that can be, or those in whose name `pattern` (layers_to_optimize_regex) is found and
+    what must be trained with them. Raises ValueError where it is found in none."""
+    every = adapter.target_modules(skeleton)
+    if pattern is None:
+        return every
+    asked, added = adapter.choose(every, pattern)
+    log(f"layers: {len(asked)} of {len(every)} by layers_to_optimize_regex")
+    if added:
+        more = ", …" if len(added) > 3 else ""
+        log(f"layers: {len(added)} added, so that the LoRA loads everywhere: {', '.join(added[:3])}{more}")
+    chosen = {*asked, *added}
+    return [module for module in every if module in chosen]
 
 
 def half_above(lora_type: str, resolutions: Sequence[int]) -> tuple[int, str]:

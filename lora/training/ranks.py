@@ -91,32 +91,58 @@ class World:
 ALONE = World()
 
 
-def how_many(asked: str | None, gpu: Gpu | None) -> tuple[int, str]:
-    """The number of processes, one a GPU, and why; `asked` is what GPUS says: a number, or nothing for all there are.
+def how_many(asked: str | None, gpu: Gpu | None, log: Log) -> int:
+    """The number of processes, one a GPU; `asked` is what GPUS says: a number, or nothing for all there are. Told where
+    it is more than one.
 
-    Without a GPU there is one process, whatever the number; only "cpu:2", for tests, makes two there. Raises ValueError
-    where it is no such value, or there are fewer GPUs.
+    Without a GPU there is one process, whatever the number; only "cpu:2", for tests, makes two there. GPUs of another
+    kind than the first are left alone: all would wait for the slowest. Raises ValueError where it is no such value, or
+    there are fewer GPUs.
     """
     told = (asked or "").strip()
-    number = told.removeprefix(ON_A_CPU)
+    on_a_cpu, number = told.startswith(ON_A_CPU), told.removeprefix(ON_A_CPU)
     if told and not (number.isascii() and number.isdigit() and 0 < int(number) <= 64):
         raise ValueError(f"GPUS: {told[:40]!r} is no number of GPUs; give 1 or more, or leave it empty for all")
     if gpu is None:
-        if told.startswith(ON_A_CPU):
-            return int(number), f"{number} processes on the CPU, as GPUS asks for"
-        return 1, "no GPU"
-    there = torch.cuda.device_count()
-    if told.startswith(ON_A_CPU):
-        raise ValueError(f"GPUS: {told!r} is for machines without a GPU, and there are {there} here; give their number")
+        if on_a_cpu:
+            log(f"GPUs: none, but {number} processes train on the CPU, as GPUS asks for")
+        return int(number) if on_a_cpu else 1
+    there = _alike(gpu)
+    if on_a_cpu:
+        raise ValueError(f"GPUS: {told!r} is for machines without a GPU, and there is one here; give a number")
     if told and int(number) > there:
         raise ValueError(
-            f"GPUS: {number} are asked for, and there are {there}; give {there} or fewer, or leave it empty"
+            f"GPUS: {number} are asked for, and of {gpu.name} there are {there} in a row; give {there} or fewer, or"
+            " leave it empty for all"
         )
-    return (int(number), f"GPUS asks for {number} of {there}") if told else (there, f"all {there} of this machine")
+    count = int(number) if told else there
+    if count > 1:
+        log(
+            f"GPUs: {count} of {there}, as GPUS asks for" if told else f"GPUs: all {there} train; GPUS=1 would take one"
+        )
+    return count
+
+
+def _alike(gpu: Gpu) -> int:
+    """How many GPUs there are of the first one's kind, in a row from it on."""
+    count = torch.cuda.device_count()
+    found = [torch.cuda.get_device_properties(number) for number in range(count)]
+    return next((i for i, one in enumerate(found) if (one.name, one.total_memory) != (gpu.name, gpu.memory)), count)
+
+
+@contextlib.contextmanager
+def started(size: int, device: str, folder: Path, log: Log) -> "Iterator[Ranks]":
+    """The further processes for the length of a `with`; they load their libraries while this one goes on."""
+    ranks = Ranks(size, device, folder, log)
+    try:
+        ranks.start()
+        yield ranks
+    finally:
+        ranks.stop()
 
 
 class Ranks:
-    """The further processes of a training. They begin to load their libraries at `start`, and end with `stop`."""
+    """The further processes of a training, each attempt's own."""
 
     def __init__(self, size: int, device: str, folder: Path, log: Log) -> None:
         """`size` counts this process too; `device` is "cuda" or "cpu"; `folder` is one of the run's own."""
