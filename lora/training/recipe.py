@@ -152,9 +152,10 @@ def steps_for(lora_type: str, mode: str | None, pictures: int) -> tuple[int, str
     return count, reason
 
 
-MOST_HEAT = 2.0
-"""How many times the rate a larger batch may have. Field: twice FLUX.1-dev's rate here is 8e-4, the hottest of all
-public trainers'; a public two-minute recipe on eight H100s, one picture on each, takes 2e-4."""
+MOST_HEAT = 2**0.5
+"""How many times the rate a larger batch may have. Toy: with eight pictures in a step twice the rate learned as much in
+an eighth of the steps and cost its own word and the base more; 1.4 times did not (docs/speed.md). Field: FLUX.1-dev's
+rate is then 5.7e-4, near Astria's 5e-4; a public two-minute recipe on eight H100s, a picture on each, takes 2e-4."""
 
 
 def for_larger_batch(steps: int, rate: float, times: float) -> tuple[int, float, str]:

@@ -284,8 +284,8 @@ def test_the_number_of_gpus_is_what_is_asked_for_or_all_and_without_one_there_is
 def test_a_larger_batch_sees_as_many_pictures_at_a_higher_rate_and_one_that_was_asked_for_is_shared_out(
     work: Path,
 ) -> None:
-    assert recipe.for_larger_batch(1000, 4e-4, 8)[:2] == (125, pytest.approx(8e-4))
-    assert recipe.for_larger_batch(1001, 4e-4, 2)[:2] == (501, pytest.approx(4e-4 * 2**0.5))
+    assert recipe.for_larger_batch(1000, 4e-4, 8)[:2] == (125, pytest.approx(4e-4 * 2**0.5))
+    assert recipe.for_larger_batch(1001, 4e-4, 1.5)[:2] == (668, pytest.approx(4e-4 * 1.5**0.5))
     flux = base.find(None, None)
 
     def decided(batch_size: int, ranks: int, preview_every: int = 100) -> tuple[int, int, int, float]:
@@ -297,7 +297,7 @@ def test_a_larger_batch_sees_as_many_pictures_at_a_higher_rate_and_one_that_was_
 
     assert decided(1, 1) == (1, 1000, 100, 1e-3)
     assert decided(8, 2) == (4, 1000, 100, 1e-3)
-    assert decided(1, 4) == (1, 250, 25, 2e-3)
+    assert decided(1, 4) == (1, 250, 25, pytest.approx(1e-3 * 2**0.5))
     assert decided(4, 8) == (1, 500, 50, pytest.approx(1e-3 * 2**0.5))
     assert decided(1, 8, preview_every=0)[2] == 0
 
