@@ -286,6 +286,7 @@ def train(
             eye=os.environ.get("EYE"),
             log=lambda line: print(line, flush=True),
             metric=current_scope().record_metric,
+            gpus=os.environ.get("GPUS"),
         )
     except Exception:
         # Cog passes on the message alone; the way there is for the log. script/train tells failures in its own way.

@@ -6,7 +6,8 @@ once (34 GB; without it to a temporary folder). `script/bench job --toy`, on a C
 of which the start-up is what counts, from the command to the first step.
 
 Either way the trainer is started as a user starts it, in a process of its own, and timed by the lines of its log as
-they come. `-i NAME=VALUE` gives it further inputs. With `--json FILE` every run is added to the file when it is done.
+they come. `-i NAME=VALUE` gives it further inputs. `--gpus N` trains on so many GPUs, and with `--toy` in so many
+processes on the CPU. With `--json FILE` every run is added to the file when it is done.
 """
 
 import argparse
@@ -221,6 +222,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pictures", type=int, help="20; of the toy 10")
     parser.add_argument("--steps", type=int, help="1000; of the toy 10")
     parser.add_argument("--repeat", type=int, default=1, help="runs, one after the other")
+    parser.add_argument("--gpus", type=int, help="how many train; all of the machine, of the toy 1")
     parser.add_argument("-i", dest="inputs", action="append", default=[], metavar="NAME=VALUE", help="another input")
     parser.add_argument("--folder", type=Path, help="where the base of random weights lies, or is to lie")
     parser.add_argument("--json", type=Path, help="add the runs to this file")
@@ -242,6 +244,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 (folder / "written").touch()
                 print(f"a base of random weights, written in {time.monotonic() - started:.0f} s: {folder}", flush=True)
             torch.cuda.empty_cache()
+        if arguments.gpus:
+            environ |= {"GPUS": f"cpu:{arguments.gpus}" if arguments.toy else str(arguments.gpus)}
         archive = Path(scratch) / "pictures.zip"
         write_pictures(archive, count, sides)
         runs = []
@@ -249,8 +253,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             runs.append(train(archive, Path(scratch), [f"training_steps={steps}", *arguments.inputs], environ))
             if arguments.json:
                 about = {**step.about_the_machine(device), "pictures": count, "steps": steps, "toy": arguments.toy}
+                about |= {"gpus": arguments.gpus} if arguments.gpus else {}
                 add(arguments.json, {**about, **dataclasses.asdict(runs[-1])})
-    print(table(runs), verdict(runs, arguments.toy, steps), sep="\n")
+    print(table(runs))
+    if not (arguments.toy and arguments.gpus):
+        print(verdict(runs, arguments.toy, steps))
 
 
 def add(file: Path, entry: Mapping[str, Any]) -> None:

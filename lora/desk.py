@@ -24,3 +24,5 @@ class Desk:
     log: Remembering
     metric: Metric
     stage: Stages
+    ranks: int = 1
+    """Processes that train together, one a GPU."""

@@ -29,7 +29,7 @@ from lora.result import hub, preview, record, report, tarball, verdict
 from lora.result.report import Lesson
 from lora.result.tarball import WEIGHTS_MEMBER
 from lora.result.verdict import Verdict
-from lora.training import checkpoints, decide, examine, learn, prompts, resume, seen, tracker, words
+from lora.training import checkpoints, decide, examine, learn, prompts, ranks, resume, seen, tracker, words
 from lora.training.decide import Decided
 from lora.training.learn import Learned, Material
 from lora.training.watch import WARNING, Audience, Log, Metric, Remembering, Stages
@@ -88,15 +88,19 @@ def run(
     metric: Metric,
     changes: Mapping[str, Any] | None = None,
     eye: str | None = None,
+    gpus: str | None = None,
 ) -> Path:
     """Trains, and returns the path of the tar, `output / "trained_model.tar"`, which is moved there when it is whole.
 
     Everything else lies in a work folder of its own, which is gone afterwards, however the run ends. `changes` are
-    fields of `fit.Settings` other than those decided from the request: how recipes are compared. Raises ValueError
-    for what a user can mend, and DiskError where the disk takes no more, with a message that is enough by itself.
+    fields of `fit.Settings` other than those decided from the request: how recipes are compared. `gpus` says how many
+    of the machine's GPUs train (`ranks.how_many`). Raises ValueError for what a user can mend, and DiskError where the
+    disk takes no more, with a message that is enough by itself.
     """
     log = Remembering(log)
     check(request, secrets, log)
+    gpu = hardware.read_gpu()
+    together = ranks.how_many(gpus, gpu, log)
     with disk.work_folder("flux-lora-") as work, contextlib.ExitStack() as lent:
         desk = Desk(
             request=request,
@@ -104,7 +108,8 @@ def run(
             flux_base=flux_base,
             captioner=captioner,
             eye=eye,
-            gpu=hardware.read_gpu(),
+            gpu=gpu,
+            ranks=together,
             work=work,
             log=log,
             metric=metric,
@@ -113,13 +118,15 @@ def run(
         if request.training_steps == 0:
             return repack.repack(desk, output)
         gathered = gather(desk, changes or {})
-        tracked = lent.enter_context(_tracking(desk, gathered.decided))
+        decided = gathered.decided
+        others = lent.enter_context(ranks.started(together, decided.plan.device, work, log))
+        tracked = lent.enter_context(_tracking(desk, decided))
         asked = _captioner(desk, gathered.found)
         lent.enter_context(gathered.flux.read_ahead(caption.weights_at_hand(asked) if asked else ()))
         captioned = caption_all(desk, gathered)
         encoded = encode_all(desk, gathered, captioned)
         told = Audience(log=log, metric=metric, stage=desk.stage, tracked=tracked)
-        learned = learn.learn(encoded.material, gathered.flux, gathered.decided.plan, gathered.decided.settings, told)
+        learned = learn.learn(encoded.material, gathered.flux, decided.plan, decided.settings, told, others)
         measured = dataclasses.replace(learned.measured, likeness=by_eye(desk, captioned, encoded, learned))
         found = verdict.of(measured, request.trigger_word, request.lora_type, learned.settings.prior_ratio)
         tracked.numbers(learned.step, found.metrics())
@@ -164,7 +171,9 @@ def gather(desk: Desk, changes: Mapping[str, Any]) -> Gathered:
             f"{WARNING}trigger_word: {request.trigger_word!r} is an ordinary word, so what is learned will show"
             " wherever a prompt has it; a word that means nothing, such as TOK, keeps the two apart"
         )
-    decided = decide.decide(request, [(look.width, look.height) for look in looks], flux, desk.gpu, changes, log)
+    decided = decide.decide(
+        request, [(look.width, look.height) for look in looks], flux, desk.gpu, changes, log, desk.ranks
+    )
     start: Mapping[str, Pair] | None = None
     if request.resume_from:
         with desk.stage("fetching the earlier LoRA"):

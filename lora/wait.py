@@ -11,8 +11,9 @@ TURN = 0.2
 """Seconds."""
 
 
-def interruptibly(act: Callable[[], Result]) -> Result:
-    """What `act` returns or raises, from a thread of its own.
+def interruptibly(act: Callable[[], Result], look: Callable[[], object] = lambda: None) -> Result:
+    """What `act` returns or raises, from a thread of its own. `look` is called a few times a second meanwhile, and may
+    raise what makes waiting senseless.
 
     Cog cancels by raising an exception in the training's thread at its next bytecode, of which a thread that waits for
     a socket runs none. `act` is then left behind: it goes on until it ends by itself, or the process does, which does
@@ -28,7 +29,7 @@ def interruptibly(act: Callable[[], Result]) -> Result:
 
     threading.Thread(target=work, name="interruptibly", daemon=True).start()
     while not concurrent.futures.wait([future], TURN).done:
-        pass
+        look()
     return future.result()
 
 

@@ -7,6 +7,7 @@ the GPU's memory is for the training, however many pictures there are.
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from lora.flux import flow
 from lora.flux.base import Base
 from lora.flux.hardware import Plan
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 PROMPTS_AT_ONCE = 8
 """Through the text encoders: one by one, a hundred prompts wait for the launching of kernels."""
 
@@ -28,6 +32,8 @@ ComfyUI pad to at the least; every attention and every product of a step counts 
 LEAST_WEIGHT = 0.1
 """Of a token where a mask is black, before scaling: OneTrainer's default for `unmasked_weight`. At 0 nothing would hold
 the ground, and what is drawn there would be left to chance."""
+
+Record = TypeVar("Record", bound="DataclassInstance")
 
 Text = dict[str, Tensor]
 """`prompt_embeds` (T, D) from T5 and `pooled` (P,) from CLIP, of one prompt."""
@@ -126,6 +132,12 @@ def encode_texts(base: Base, plan: Plan, prompts: Iterable[str], tokens: int) ->
 def in_host_memory(tensor: Tensor) -> Tensor:
     """The tensor in the machine's memory; pinned, so that a GPU fetches it without waiting for the step before."""
     return tensor.cpu().pin_memory() if tensor.is_cuda else tensor
+
+
+def pinned(record: Record) -> Record:
+    """The same record with its tensors in pinned memory, as `in_host_memory` leaves them for a GPU."""
+    tensors = {name: value for name, value in vars(record).items() if isinstance(value, Tensor)}
+    return dataclasses.replace(record, **{name: tensor.pin_memory() for name, tensor in tensors.items()})
 
 
 def batched(tensors: Iterable[Tensor], device: torch.device) -> Tensor:

@@ -37,6 +37,8 @@ class Decided:
     held_out: tuple[str, ...] = ()
     """The pictures that are kept out of the first part of the training."""
     resume_from_sha256: str | None = None
+    ranks: int = 1
+    """GPUs that train together, each `settings.batch_size` pictures in a step."""
     weights_of_step: int | None = None
     """The step whose weights are returned; None before the training."""
     reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -54,7 +56,8 @@ class Decided:
             "held_out": self.held_out,
             "reasons": dict(self.reasons),
         }
-        later = {"resume_from_sha256": self.resume_from_sha256, "weights_of_step": self.weights_of_step}
+        later: dict[str, Any] = {"resume_from_sha256": self.resume_from_sha256, "weights_of_step": self.weights_of_step}
+        later |= {"gpus": self.ranks if self.ranks > 1 else None}
         return told | {name: value for name, value in later.items() if value is not None}
 
 
@@ -65,10 +68,12 @@ def decide(
     gpu: Gpu | None,
     changes: Mapping[str, Any],
     log: Log,
+    ranks: int = 1,
 ) -> Decided:
     """Decides what the request left empty for pictures of these sizes, and tells each decision with its reason.
 
-    `changes` are fields of `fit.Settings` other than those decided here: how the lab compares recipes. Raises
+    `changes` are fields of `fit.Settings` other than those decided here: how the lab compares recipes. `ranks` counts
+    the GPUs that train together: batch_size is shared out among them, and each has one picture at least. Raises
     ValueError where the GPU's memory is too small for any plan.
     """
     own = parse_resolution(request.resolution) if request.resolution else None
@@ -88,18 +93,24 @@ def decide(
         gpu,
         flux.parameters,
         resolutions,
-        batch_size=request.batch_size,
+        batch_size=max(1, request.batch_size // ranks),
         rank=request.lora_rank,
         recordings=len(sizes) + (len(resolutions) if settings.prior_ratio else 0),
     )
     log(f"plan: {plan.reason}")
+    every = request.preview_every
+    if (times := plan.batch_size * ranks / request.batch_size) > 1:
+        settings, every, why = _together(settings, every, times)
+        log(f"{plan.batch_size * ranks} pictures in a step, {plan.batch_size} a GPU: {why}")
+        reasons |= {"gpus": why}
     return Decided(
         base=flux.name,
         plan=plan,
+        ranks=ranks,
         resolutions=resolutions,
         merged=merged,
         settings=dataclasses.replace(settings, batch_size=plan.batch_size, **changes),
-        preview_every=_preview_every(request.preview_every, settings.steps, log),
+        preview_every=_preview_every(every, settings.steps, log),
         reasons=reasons | {"base": flux.reason, "plan": plan.reason, "resolutions": why_resolutions},
     )
 
@@ -139,6 +150,13 @@ def _preview_every(asked: int, steps: int, log: Log) -> int:
         return asked
     log(f"preview_every: {fewest} in place of {asked}: no more than {MAX_PREVIEWS} times in {steps} steps")
     return fewest
+
+
+def _together(settings: Settings, preview_every: int, times: float) -> tuple[Settings, int, str]:
+    """The settings for `times` as many pictures in a step, steps between previews likewise, and why."""
+    steps, rate, why = recipe.for_larger_batch(settings.steps, settings.learning_rate, times)
+    every = max(1, round(preview_every * steps / settings.steps)) if preview_every else 0
+    return dataclasses.replace(settings, steps=steps, learning_rate=rate), every, why
 
 
 def _settings(request: TrainRequest, pictures: int, flux: Base, log: Log) -> tuple[Settings, dict[str, str]]:

@@ -18,6 +18,10 @@ from lora.flux.encode import Example, Text
 from lora.training.balance import Balance
 from lora.training.graphs import Pass, Passes
 from lora.training.prior import Prior
+from lora.training.ranks import ALONE, World
+
+BEHIND = 4
+"""Numbers behind the gradients in a row, of which the last is the loss: 16 bytes, by which a GPU reads."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -200,6 +204,22 @@ def _present(weights: Tensor | None) -> list[Tensor]:
     return [] if weights is None else [weights]
 
 
+def _views(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Parts of a flat tensor, one after the other, in the shapes of these."""
+    parts = torch.split(flat[: sum(one.numel() for one in like)], [one.numel() for one in like])
+    return [part.view_as(one) for part, one in zip(parts, like, strict=True)]
+
+
+def _averaged(world: World, flat: Tensor, *losses: Tensor) -> tuple[Tensor, ...]:
+    """Averages each row of `flat` over the ranks, and of the losses those that a row belongs to, all at once."""
+    if world.size == 1:
+        return losses
+    for row, loss in zip(flat, losses, strict=False):
+        row[-1] = loss
+    world.average(flat)
+    return *(row[-1].clone() for row in flat), *losses[len(flat) :]
+
+
 def _embeddings(texts: Mapping[str, Text], prompt: str) -> tuple[Tensor, Tensor]:
     return texts[prompt]["prompt_embeds"], texts[prompt]["pooled"]
 
@@ -213,22 +233,29 @@ def fit(
     settings: Settings,
     record: bool = False,
     late: Sequence[Example] = (),
+    world: World = ALONE,
 ) -> Iterator[StepReport]:
     """Trains `parameters` in place, a StepReport a step; on a GPU by recordings, where asked (`lora.training.graphs`).
 
     `texts` must hold every caption, the empty one, and every prior's prompt. Examples in `late` are trained on once
     `settings.late_from` of the steps are over. A step whose gradient is not finite is
-    skipped on the device, without waiting for it, and counted. The same arguments on the same machine give the same
+    skipped on the device, without waiting for it, and counted. With several ranks in `world` each trains its rows of a
+    batch of `settings.batch_size` for each of them, and all move their weights by the same mean gradient; losses are
+    means too. The same arguments on the same machine give the same
     weights, bit for bit on a CPU. Raises RuntimeError where the first step has no gradient, for it would train nothing
     and say so nowhere; and CannotRecord.
     """
     rng = random.Random(settings.seed)
     device = parameters[0].device
     # On the training's own device: noise that comes from elsewhere would make every step wait for the one before.
-    generator = torch.Generator(device).manual_seed(settings.seed)
+    generator = torch.Generator(device).manual_seed(settings.seed + world.rank)
+    everywhere = settings.batch_size * world.size
     # Steps of 1e-4 vanish in bf16's 8 bits, so what is moved is in float32; on a CPU these are the parameters.
     masters = [parameter.detach().float() for parameter in parameters]
-    gradients = [torch.zeros_like(master) for master in masters]
+    # A row for the pictures and one for the preservation: the gradients, one after the other, and the loss behind them.
+    rows = 2 if priors and settings.prior_ratio else 1
+    flat = torch.zeros(rows, sum(master.numel() for master in masters) + BEHIND, device=device)
+    gradients, scratch = _views(flat[0], masters), _views(flat[-1], masters)
     for master, gradient in zip(masters, gradients, strict=True):
         master.grad = gradient
     optimizer = torch.optim.AdamW(
@@ -242,10 +269,9 @@ def fit(
     # Half of the looks at the base's own draws are where the logit-normal has most pictures, for there other words must
     # be told from the trigger; half at any time, for all of a drawing must stay (bench/NOTES.md).
     shares = [flow.share_of_timesteps(p.until, p.since, settings.timestep_mean, uniform_share=0.5) for p in priors]
-    balance, scratch = None, list[Tensor]()
+    balance = None
     if priors and settings.prior_ratio:
         balance = Balance(settings.prior_ratio, settings.prior_weight, device)
-        scratch = [torch.empty_like(gradient) for gradient in gradients]
     passes = Passes(parameters, generator)
     started = time.monotonic()
 
@@ -266,23 +292,26 @@ def fit(
             drawn = {prior.size: [prior] * settings.batch_size for prior in priors}
             every += [of_priors(batch) for batch in drawn.values()]
         passes.record(every)
-    source = batches(examples, settings.batch_size, rng, settings.half_above)
+    source = batches(examples, everywhere, rng, settings.half_above)
     kept = skipped = in_a_row = torch.zeros((), device=device)
     for step in range(1, settings.steps + 1):
         if late and step == int(settings.late_from * settings.steps) + 1:
-            source = batches([*examples, *late], settings.batch_size, rng)
+            source = batches([*examples, *late], everywhere, rng)
         batch = next(source)
         captions = ["" if rng.random() < settings.caption_dropout_rate else example.caption for example in batch]
         rate = learning_rate_at(step, settings.steps, settings.learning_rate, settings.held)
         for group in optimizer.param_groups:
             group["lr"] = rate
         passes.zero()
-        loss = passes(*of_pictures(batch, captions))
+        loss = passes(*of_pictures(world.rows(batch), world.rows(captions)))
         torch._foreach_copy_(gradients, passes.gradients)
-        if balance and step % settings.prior_every == 0:
+        looks = balance is not None and step % settings.prior_every == 0
+        if looks:
             passes.zero()
-            kept = passes(*of_priors(of_one_size(priors, shares, settings.batch_size, rng)))
+            kept = passes(*of_priors(world.rows(of_one_size(priors, shares, everywhere, rng))))
             torch._foreach_copy_(scratch, passes.gradients)
+        loss, kept = _averaged(world, flat if looks else flat[:1], loss, kept)
+        if balance and looks:
             balance.add(gradients, scratch)
         norm = torch.nn.utils.clip_grad_norm_(masters, 1.0)
         # As torch.amp's GradScaler has fused optimizers skip a step: without reading the number.

@@ -2,14 +2,14 @@
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import torch
 from diffusers import FluxTransformer2DModel
 from PIL import Image
 
 from lora.file.names import Pair
-from lora.flux import adapter, attention, base, forward, generate, hardware
+from lora.flux import adapter, attention, base, encode, forward, generate, hardware
 from lora.flux.base import Base
 from lora.flux.encode import Example, Text
 from lora.flux.hardware import Plan
@@ -22,6 +22,7 @@ from lora.training.checkpoints import Checkpoints
 from lora.training.examine import Examination, Questions
 from lora.training.fit import Settings, StepReport
 from lora.training.prompts import Asked
+from lora.training.ranks import Ranks, World
 from lora.training.watch import WARNING, Audience, BrokeDown, Watch, follow
 
 PREVIEW_STEPS = 20
@@ -73,8 +74,22 @@ class Learned:
     """The LoRA at other kept steps, where they are asked for."""
 
 
-def learn(material: Material, flux: Base, plan: Plan, settings: Settings, told: Audience) -> Learned:
-    """Trains, and draws the previews.
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Work:
+    """What every rank is given."""
+
+    material: Material
+    flux: Base
+    plan: Plan
+    settings: Settings
+    threads: int
+    """Of the CPU, the same for all: a sum over a tensor can depend on how many add it up."""
+
+
+def learn(
+    material: Material, flux: Base, plan: Plan, settings: Settings, told: Audience, ranks: Ranks | None = None
+) -> Learned:
+    """Trains, on every GPU that `ranks` has, and draws the previews.
 
     Where the GPU's memory runs out it begins again, once, with a safer plan; and where its steps cannot be recorded,
     without that. Raises ValueError where that is not enough either, or the loss is no longer a number.
@@ -82,7 +97,7 @@ def learn(material: Material, flux: Base, plan: Plan, settings: Settings, told: 
     ran_out = False
     while True:
         try:
-            return _attempt(material, flux, plan, settings, told)
+            return _attempt(material, flux, plan, settings, told, ranks)
         except graphs.CannotRecord as error:
             again = dataclasses.replace(plan, recorded=False)
             why = f"the steps cannot be recorded on this GPU and are run as they are, which is slower ({error})"
@@ -107,29 +122,42 @@ def learn(material: Material, flux: Base, plan: Plan, settings: Settings, told: 
         told.log(f"{WARNING}{why}; once more from the start of the training")
 
 
-def _attempt(material: Material, flux: Base, plan: Plan, settings: Settings, told: Audience) -> Learned:
-    texts, asked, stage = material.texts, material.asked, told.stage
+def assist(work: Work, join: Callable[[], World]) -> None:
+    """What a rank other than 0 does: its share of the drawings and its rows of every batch. Returns after the last.
+
+    `join` is called when the transformer is loaded, and waits for the others.
+    """
+    torch.set_num_threads(work.threads)
+    material, plan = work.material, work.plan
+    if plan.device == "cuda":
+        material = _pinned(material)
     with contextlib.ExitStack() as lent:
+        transformer = _loaded(work.flux, plan, lent)
+        world = join()
+        priors = _drawn(transformer, material, work.flux, work.settings, world)
+        parameters = _adapted(transformer, material, work.settings)
+        for _ in _steps(transformer, parameters, material, priors, work.settings, plan, world, lent, lambda line: None):
+            pass
+
+
+def _attempt(
+    material: Material, flux: Base, plan: Plan, settings: Settings, told: Audience, ranks: Ranks | None
+) -> Learned:
+    asked, stage = material.asked, told.stage
+    with contextlib.ExitStack() as lent:
+        work = Work(material=material, flux=flux, plan=plan, settings=settings, threads=torch.get_num_threads())
         with stage("loading the transformer"):
-            transformer = lent.enter_context(flux.transformer(plan))
-            lent.enter_context(forward.for_training(transformer))
-            if plan.checkpointing:
-                transformer.enable_gradient_checkpointing()
+            join = lent.enter_context(ranks.together(work)) if ranks else World
+            transformer = _loaded(flux, plan, lent)
+            world = join()
         with stage("drawing what the base draws"):
-            priors, examination = _of_the_base(transformer, material, flux, settings)
+            priors = _drawn(transformer, material, flux, settings, world)
+            examination = _examination(transformer, material, flux, settings)
         sketch = _sketcher(material, flux, plan, transformer, settings.seed, told)
         with stage("training"):
-            parameters = adapter.attach(transformer, material.rank, settings.seed, material.modules, material.start)
+            parameters = _adapted(transformer, material, settings)
             told.log(f"{sum(p.numel() for p in parameters):,} weights to train, on {len(material.learned)} examples")
-            if plan.device == "cuda":
-                shapes = _attended(transformer, material, priors, settings.batch_size)
-                lent.enter_context(attention.checked(shapes, parameters[0].device, plan.dtype, told.log))
-            if plan.recorded:
-                recorded = {example.size for example in (*material.learned, *material.unseen)}
-                told.log(f"recording the passes of {len(recorded)} sizes of pictures first, about a second each")
-            reports = fit.fit(
-                transformer, parameters, material.learned, priors, texts, settings, plan.recorded, material.unseen
-            )
+            reports = _steps(transformer, parameters, material, priors, settings, plan, world, lent, told.log)
             checkpoints = Checkpoints(parameters, settings.steps)
             watch = Watch(
                 settings.steps,
@@ -173,31 +201,113 @@ def _attempt(material: Material, flux: Base, plan: Plan, settings: Settings, tol
     )
 
 
-def _of_the_base(
-    transformer: FluxTransformer2DModel, material: Material, flux: Base, settings: Settings
-) -> tuple[list[prior.Prior], Examination]:
-    """What the base draws for the preservation prompts, and its losses for the verdict: before the LoRA is there."""
+def _pinned(material: Material) -> Material:
+    """Where a process has read it from a file, as the one that encoded it has it."""
+    own = {id(example): encode.pinned(example) for example in (*material.learned, *material.unseen)}
+    return dataclasses.replace(
+        material,
+        learned=[own[id(example)] for example in material.learned],
+        unseen=[own[id(example)] for example in material.unseen],
+        texts={prompt: {key: t.pin_memory() for key, t in text.items()} for prompt, text in material.texts.items()},
+    )
+
+
+def _loaded(flux: Base, plan: Plan, lent: contextlib.ExitStack) -> FluxTransformer2DModel:
+    transformer = lent.enter_context(flux.transformer(plan))
+    lent.enter_context(forward.for_training(transformer))
+    if plan.checkpointing:
+        transformer.enable_gradient_checkpointing()
+    return transformer
+
+
+def _drawn(
+    transformer: FluxTransformer2DModel, material: Material, flux: Base, settings: Settings, world: World
+) -> list[prior.Prior]:
+    """What the base draws for the preservation prompts, before the LoRA is there; each rank draws a part of it."""
     of_pictures = [one for one in material.apart if settings.prior_of_pictures and one.caption is not None]
     drawn = [one.prompt for one in material.apart if one not in of_pictures]
-    sizes = [example.size for example in material.learned]
-    draw = functools.partial(
-        prior.draw,
+    sizes = prior.shared_out([example.size for example in material.learned], len(drawn))
+    share = {"rank": world.rank, "ranks": world.size}
+    priors = prior.draw(
         transformer,
         material.texts,
+        drawn,
+        sizes,
         scheduler=flux.scheduler,
+        seed=settings.seed,
+        guidance=settings.guidance,
+        drawing_guidance=settings.prior_guidance,
+        **share,
+    )
+    pictures = [*material.learned, *material.unseen]
+    priors += prior.noised(
+        transformer, material.texts, of_pictures, pictures, settings.seed, settings.guidance, **share
+    )
+    if world.size == 1:
+        return priors
+    every = world.gather(priors)
+    return [encode.pinned(one) for one in every] if transformer.device.type == "cuda" else every
+
+
+def _examination(
+    transformer: FluxTransformer2DModel, material: Material, flux: Base, settings: Settings
+) -> Examination:
+    """The base's losses for the verdict: before the LoRA is there."""
+    unseen = material.questions.apart
+    smallest = prior.shared_out([example.size for example in material.learned], 1) * len(unseen)
+    drawn = prior.draw(
+        transformer,
+        material.texts,
+        unseen,
+        smallest,
+        scheduler=flux.scheduler,
+        seed=settings.seed + 1,
         guidance=settings.guidance,
         drawing_guidance=settings.prior_guidance,
     )
-    priors = draw(drawn, prior.shared_out(sizes, len(drawn)), seed=settings.seed)
-    pictures = [*material.learned, *material.unseen]
-    priors += prior.noised(transformer, material.texts, of_pictures, pictures, settings.seed, settings.guidance)
-    unseen = material.questions.apart
-    smallest = prior.shared_out(sizes, 1) * len(unseen)
-    states = examine.thinned(draw(unseen, smallest, seed=settings.seed + 1))
-    examination = Examination(
-        transformer, material.learned, material.unseen, material.questions, states, material.texts, settings.seed
+    return Examination(
+        transformer,
+        material.learned,
+        material.unseen,
+        material.questions,
+        examine.thinned(drawn),
+        material.texts,
+        settings.seed,
     )
-    return priors, examination
+
+
+def _adapted(transformer: FluxTransformer2DModel, material: Material, settings: Settings) -> list[torch.nn.Parameter]:
+    return adapter.attach(transformer, material.rank, settings.seed, material.modules, material.start)
+
+
+def _steps(
+    transformer: FluxTransformer2DModel,
+    parameters: Sequence[torch.nn.Parameter],
+    material: Material,
+    priors: Sequence[prior.Prior],
+    settings: Settings,
+    plan: Plan,
+    world: World,
+    lent: contextlib.ExitStack,
+    log: Callable[[str], None],
+) -> Iterator[StepReport]:
+    if plan.device == "cuda":
+        shapes = _attended(transformer, material, priors, settings.batch_size)
+        lent.enter_context(attention.checked(shapes, parameters[0].device, plan.dtype, log))
+    if plan.recorded:
+        recorded = {example.size for example in (*material.learned, *material.unseen)}
+        log(f"recording the passes of {len(recorded)} sizes of pictures first, about a second each")
+    return fit.fit(
+        transformer,
+        parameters,
+        material.learned,
+        priors,
+        material.texts,
+        settings,
+        plan.recorded,
+        material.unseen,
+        world,
+    )
 
 
 def _followed(

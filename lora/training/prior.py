@@ -74,12 +74,15 @@ def noised(
     seed: int,
     guidance: float = flow.TRAINING_GUIDANCE,
     batch_size: int = 8,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> list[Prior]:
     """The user's own pictures with noise as the states, each under its caption with another word than the trigger word.
 
     Nothing is drawn, and the states are those that the pictures themselves train at: how ostris' ai-toolkit preserves
     (`diff_output_preservation`), and Nerogar/OneTrainer#505. STATES for each of `asked`, whose captions must be those
-    of examples. The transformer must be without an adapter.
+    of examples. The transformer must be without an adapter. With several `ranks` the batches are shared out, as `draw`
+    does.
     """
     device = next(transformer.parameters()).device
     generator, rng = torch.Generator().manual_seed(seed), random.Random(seed)
@@ -96,11 +99,14 @@ def noised(
         for part in range(STATES):
             by_size.setdefault(example.size, []).append((one.prompt, example, (part + rng.random()) / STATES))
     priors = []
+    numbers = itertools.count()
     for size, states in by_size.items():
         for start in range(0, len(states), batch_size):
             prompts, shown, times = zip(*states[start : start + batch_size], strict=True)
             latents = batched([example.mean for example in shown], device)
             noise = torch.randn(latents.shape, generator=generator).to(latents)
+            if next(numbers) % ranks != rank:
+                continue
             timesteps = torch.tensor(times, device=device)
             noisy = flow.add_noise(latents, noise, timesteps)
             velocity = flow.velocity(transformer, noisy, timesteps, guidance, stack(texts, prompts, device), size)
@@ -133,6 +139,8 @@ def draw(
     drawing_guidance: float | None = None,
     steps: int = 8,
     batch_size: int = 8,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> list[Prior]:
     """Draws one picture for each prompt of `wanted` and returns every step of each drawing.
 
@@ -141,17 +149,26 @@ def draw(
     must be that of the training: an adapter that learns pictures at one and holds on to the base at another tells them
     apart by it instead of by the trigger word. The drawing itself goes by `drawing_guidance`, where that is another: at
     guidance 1 FLUX.1-dev draws pictures that nobody asks it for, and each step then costs a second pass.
+
+    With several `ranks` the batches are shared out: this one draws every `ranks`-th, from `rank` on, as it would look
+    if one process drew them all.
     """
     generator = torch.Generator().manual_seed(seed)
     by_size: dict[tuple[int, int], list[str]] = {}
     for prompt, size in zip(wanted, sizes, strict=True):
         by_size.setdefault(size, []).append(prompt)
     drawing_guidance = guidance if drawing_guidance is None else drawing_guidance
+    channels = transformer.config.in_channels
+    batches = [
+        (size, of_size[start : start + batch_size])
+        for size, of_size in by_size.items()
+        for start in range(0, len(of_size), batch_size)
+    ]
     priors = []
-    for size, of_size in by_size.items():
-        for start in range(0, len(of_size), batch_size):
-            batch = of_size[start : start + batch_size]
-            priors += _batch(transformer, texts, batch, size, scheduler, generator, guidance, drawing_guidance, steps)
+    for number, (size, batch) in enumerate(batches):
+        noise = torch.randn(len(batch), size[0] * size[1] // 4, channels, generator=generator)
+        if number % ranks == rank:
+            priors += _batch(transformer, texts, batch, size, scheduler, noise, guidance, drawing_guidance, steps)
     return priors
 
 
@@ -161,17 +178,16 @@ def _batch(
     batch: Sequence[str],
     size: tuple[int, int],
     scheduler: Mapping[str, Any],
-    generator: torch.Generator,
+    noise: Tensor,
     guidance: float,
     drawing_guidance: float,
     steps: int,
 ) -> list[Prior]:
-    """Every step of a batch of drawings of one size."""
+    """Every step of a batch of drawings of one size, from `noise` (B, S, 4C)."""
     device = next(transformer.parameters()).device
-    tokens, channels = size[0] * size[1] // 4, transformer.config.in_channels
-    times = flow.sigmas(steps, tokens, scheduler).tolist()
+    times = flow.sigmas(steps, noise.shape[1], scheduler).tolist()
     text = stack(texts, batch, device)
-    x = torch.randn(len(batch), tokens, channels, generator=generator).to(device, text["prompt_embeds"].dtype)
+    x = noise.to(device, text["prompt_embeds"].dtype)
     priors = []
     for now, then in itertools.pairwise(times):
         timesteps = torch.full((len(batch),), now, device=device)
