@@ -75,7 +75,8 @@ async def caller(request: Request, session: Session) -> Account:
             "Give a token of this server in the Authorization header: 'Bearer r8_…'",
             {"WWW-Authenticate": "Bearer"},
         )
-    _count(request.app.state.spent, of_request(request).settings.requests_a_minute, digest)
+    request.state.token = digest
+    spend(request, digest)
     return account
 
 
@@ -93,6 +94,11 @@ async def _known(known: dict[str, tuple[Account, float]], session: AsyncSession,
     else:
         known[digest] = (account, time.monotonic() + KNOWN_SECONDS)
     return account
+
+
+def spend(request: Request, token: str) -> None:
+    """Counts a request of the token with this digest. Raises Problem: 429."""
+    _count(request.app.state.spent, of_request(request).settings.requests_a_minute, token)
 
 
 def _count(spent: dict[str, tuple[float, float]], allowed: int, token: str) -> None:
