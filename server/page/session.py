@@ -35,8 +35,8 @@ def check_origin(request: Request) -> None:
     """Refuses a form that another site has sent here (browsers say so; SameSite keeps the cookie from most of them)."""
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
     public = of_request(request).settings.public_url
-    ours = {f"{request.url.scheme}://{request.url.netloc}", public}
-    if site == "same-origin" or (site is None and origin in ours):
+    ours = (f"{request.url.scheme}://{request.url.netloc}", public)
+    if site == "same-origin" or (site is None and origin and origin in ours):
         return
     raise Problem(403, "Sent by another site", "This form did not come from this server's own page: open it again")
 

@@ -221,6 +221,7 @@ def test_a_mask_is_painted_and_only_what_is_painted_changes(
     page.get_by_label("Picture", exact=True).set_input_files(twelve[0])
     canvas = page.locator("#canvas")
     expect(canvas).to_be_visible()
+    canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + 0.1 * box["width"], box["y"] + 0.2 * box["height"])
