@@ -32,6 +32,7 @@ from typing import Any
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from server.database import Sessions
 from server.records import OPEN, Json, Refusal, Run, Use
 
 KINDS = {"words": list, "pattern": str, "safety_checker": bool, "pictures_a_day": int, "gpu_seconds_a_day": int}
@@ -148,8 +149,9 @@ def _pictures(values: Json) -> int:
     return int(number) if isinstance(number, (int, float)) else 1
 
 
-async def record(session: AsyncSession, account: int, token: str | None, model: str, broken: Broken) -> None:
-    """Writes the refusal down, and nothing else of the request."""
-    await session.rollback()
-    session.add(Refusal(account_id=account, token=token, rule=broken.rule.name, detail=broken.why[:200], model=model))
-    await session.commit()
+async def record(sessions: Sessions, account: int, token: str | None, model: str, broken: Broken) -> None:
+    """Writes the refusal down, apart from the request's own transaction, of which nothing stays."""
+    async with sessions.begin() as session:
+        session.add(
+            Refusal(account_id=account, token=token, rule=broken.rule.name, detail=broken.why[:200], model=model)
+        )

@@ -92,6 +92,7 @@ async def _known(known: dict[str, tuple[Account, float]], session: AsyncSession,
     if account is None:
         known.pop(digest, None)
     else:
+        session.expunge(account)  # or a request that is rolled back would empty it for those after it
         known[digest] = (account, time.monotonic() + KNOWN_SECONDS)
     return account
 

@@ -153,12 +153,7 @@ async def create_run(
         (base, f"{request.url.scheme}://{request.url.netloc}"),
     )
     token, model = getattr(request.state, "token", None), f"{found.model.owner}/{found.model.name}"
-    try:
-        await guardrails.check(session, context.settings.rules, owner, token, trains, taken.shown)
-    except guardrails.Broken as broken:
-        await guardrails.record(session, owner, token, model, broken)
-        headers = {"Retry-After": "3600"} if broken.is_quota else None
-        raise Problem(429 if broken.is_quota else 403, "Refused by a rule", str(broken), headers) from None
+    await _guard(context, session, owner, token, model, trains, taken.shown)
     if found.version.weights and not inputs.names_weights(found.version, taken):
         taken.weights["lora_weights"] = found.version.weights
     run = Run(
@@ -198,6 +193,17 @@ async def create_run(
     await runs.enqueue(session, run)
     await session.commit()
     return run
+
+
+async def _guard(
+    context: Context, session: AsyncSession, owner: int, token: str | None, model: str, trains: bool, values: Json
+) -> None:
+    try:
+        await guardrails.check(session, context.settings.rules, owner, token, trains, values)
+    except guardrails.Broken as broken:
+        await guardrails.record(context.sessions, owner, token, model, broken)
+        headers = {"Retry-After": "3600"} if broken.is_quota else None
+        raise Problem(429 if broken.is_quota else 403, "Refused by a rule", str(broken), headers) from None
 
 
 async def _same(session: AsyncSession, owner: int, key: str, digest: str) -> Run | None:

@@ -24,12 +24,8 @@ from server.records import FINAL, Account, File, Run
 routes = APIRouter(route_class=Route)
 TAIL = 60
 """Lines of the log."""
-VERDICT = (
-    ("verdict_learned", "Learned"),
-    ("verdict_own_word", "Its own word"),
-    ("verdict_kept", "The base is kept"),
-    ("verdict_not_memorised", "Not memorised"),
-)
+FINDING = re.compile(r"(\w[\w ]*): (?:(clear|weak|none) \()?(\d\.\d+)\)?\. (.*)")
+"""A line of the verdict, which ends a training's log: what, in a word where one is due, from 0 to 1, in a sentence."""
 MEMBERS = {"report": "report/index.html", "preview": "report/preview.webp"}
 """Of a training's tar."""
 LOSS = re.compile(r"\| *(\d+)/(\d+), loss ([\d.]+)")
@@ -51,12 +47,9 @@ def of(run: Run) -> dict[str, Any]:
     stages = [line.removeprefix("== ") for line in lines if line.startswith("== ")]
     starts = [number for number, line in enumerate(lines) if line.startswith("Verdict:")]
     verdict = lines[starts[-1] :] if starts else []
-    measured = []
-    for name, title in VERDICT:
-        if name in run.metrics:
-            says = next((line.partition(": ")[2] for line in verdict if line.startswith(f"{title}: ")), "")
-            word, _, text = says.partition(". ") if says else ("", "", "")
-            measured.append({"title": title, "value": run.metrics[name], "word": word.partition(" ")[0], "says": text})
+    found = [FINDING.fullmatch(line) for line in verdict[1:]]
+    names = ("title", "word", "value", "says")
+    findings = [dict(zip(names, match.groups(default=""), strict=True)) for match in found if match]
     return {
         "run": run,
         "final": run.status in FINAL,
@@ -68,7 +61,7 @@ def of(run: Run) -> dict[str, Any]:
         "tail": lines[-TAIL:],
         "warnings": [line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")],
         "verdict": verdict[0] if verdict else "",
-        "findings": measured,
+        "findings": findings,
         "pictures": objects.files_in(run.output) if run.kind == "prediction" else [],
         "seeds": re.findall(r"^drawing .* seed (\d+)$", run.logs, re.MULTILINE),
         "weights": objects.files_in(run.output) if run.kind == "training" else [],

@@ -6,12 +6,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Form, Request, Response
 from fastapi.responses import RedirectResponse
-from sqlalchemy import select
 
 from server import accounts
 from server.api.context import OwnContext, Problem, Session, of_request, spend
 from server.page.view import Route, page
-from server.records import Account, Token
+from server.records import Account
 
 routes = APIRouter(route_class=Route)
 COOKIE, DAYS = "session", 30
@@ -46,10 +45,7 @@ async def signed_in(request: Request, session: Session) -> Account:
     if request.method != "GET":
         check_origin(request)
     digest = unseal(of_request(request).key, request.cookies.get(COOKIE, ""))
-    account = None
-    if digest is not None:
-        mine = select(Account).join(Token).where(Token.digest == digest, Token.revoked_at.is_(None))
-        account = await session.scalar(mine)
+    account = None if digest is None else await accounts.of_token(session, digest)
     if account is None or digest is None:
         there = "/sign-in"
         if "hx-request" in request.headers:
@@ -79,7 +75,7 @@ async def sign_in(
     request: Request, session: Session, context: OwnContext, token: Annotated[str, Form(max_length=200)] = ""
 ) -> Response:
     check_origin(request)
-    if await accounts.of_token(session, token.strip()) is None:
+    if await accounts.of_token(session, accounts.digest(token.strip())) is None:
         why = "This is no token of this server, or it has been revoked: script/serve token makes one"
         return page(request, "sign-in.html", 403, why=why)
     until = int(time.time()) + DAYS * 86400

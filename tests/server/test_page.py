@@ -15,7 +15,7 @@ import replicate
 from server import accounts, database, guardrails
 from server.guardrails import Broken, Rule
 from server.page import form, session
-from server.page.run import curve
+from server.page.run import FINDING, curve
 from server.records import Use
 from tests.server.conftest import ROOT, SKETCH, Served
 
@@ -161,13 +161,13 @@ def test_pictures_are_looked_at_captioned_packed_and_refused_without_a_start(
 
 
 def test_nothing_of_an_account_is_shown_to_another(
-    served: Served, browser: httpx.Client, drawing: "replicate.prediction.Prediction"
+    served: Served, browser: httpx.Client, stranger: httpx.Client, drawing: "replicate.prediction.Prediction"
 ) -> None:
     picture = re.search(r'src="(/picture/\w+)"', browser.get(f"/run/{drawing.id}").text)
     assert picture
     assert browser.get(picture[1]).headers["content-type"] == "image/png"
     with httpx.Client(base_url=served.url, headers={"Origin": served.url}) as other:
-        other.post("/sign-in", data={"token": served.new_token("other")})
+        other.post("/sign-in", data={"token": stranger.headers["authorization"].removeprefix("Bearer ")})
         for path in (picture[1], f"/run/{drawing.id}", f"/run/{drawing.id}/now", f"/draw?again={drawing.id}"):
             assert other.get(path).status_code == 404, path
         for path in (f"/run/{drawing.id}/delete", f"/run/{drawing.id}/tags"):
@@ -321,6 +321,15 @@ def test_a_rule_that_cannot_be_kept_is_told_when_the_server_starts(tmp_path: Pat
     (tmp_path / "rules.toml").write_text(text)
     with pytest.raises(ValueError, match=why):
         guardrails.read(tmp_path / "rules.toml")
+
+
+def test_a_verdict_is_read_with_and_without_words() -> None:
+    lines = ["Verdict: it worked", "Learned: weak (0.50). It is seen. Train on.", "Its own word: 0.25. It is: here."]
+    found = [FINDING.fullmatch(line) for line in lines[1:]]
+    assert [match.groups("") for match in found if match] == [
+        ("Learned", "weak", "0.50", "It is seen. Train on."),
+        ("Its own word", "", "0.25", "It is: here."),
+    ]
 
 
 def test_the_curve_falls_from_left_to_right() -> None:
