@@ -27,11 +27,17 @@ def run(run: Run, links: Links, inline: Mapping[str, str] = {}) -> Json:
         "error": run.error,
         "metrics": run.metrics,
         "source": run.source,
+        "tags": run.tags,
         "data_removed": run.data_removed,
         "created_at": moment(run.created_at),
         "started_at": moment(run.started_at),
         "completed_at": moment(run.completed_at),
-        "urls": {"get": address, "cancel": f"{address}/cancel", "stream": links.stream(run.id), "web": address},
+        "urls": {
+            "get": address,
+            "cancel": f"{address}/cancel",
+            "stream": links.stream(run.id),
+            "web": f"{links.base}/run/{run.id}",
+        },
     }
     if run.deadline is not None:
         shown["deadline"] = moment(run.deadline)

@@ -35,6 +35,7 @@ async def read(
     conditions: Sequence[ColumnElement[bool]],
     query: Mapping[str, str],
     address: str,
+    rows: int = ROWS,
 ) -> Page[Row]:
     """The page that the query's `cursor` names, the first without one. Raises BadCursor."""
     table: Any = kind  # each has created_at and id
@@ -47,19 +48,19 @@ async def read(
     if at is not None:
         chosen = chosen.where(place > at if backwards else place < at)
     order = (table.created_at, table.id) if backwards else (table.created_at.desc(), table.id.desc())
-    rows = list((await session.scalars(chosen.order_by(*order).limit(ROWS + 1))).all())
-    more, rows = len(rows) > ROWS, rows[:ROWS]
+    found = list((await session.scalars(chosen.order_by(*order).limit(rows + 1))).all())
+    more, found = len(found) > rows, found[:rows]
     if backwards:
-        rows.reverse()
+        found.reverse()
     kept = {name: value for name, value in query.items() if name != "cursor"}
 
     def link(row: Any, mark: str) -> str:
         text = f"{mark}{row.created_at.isoformat()} {row.id}"
         return f"{address}?{urlencode({**kept, 'cursor': base64.urlsafe_b64encode(text.encode()).decode()})}"
 
-    newer = (more if backwards else at is not None) and rows
-    older = (True if backwards else more) and rows
-    return Page(rows, link(rows[0], "p") if newer else None, link(rows[-1], "n") if older else None)
+    newer = (more if backwards else at is not None) and found
+    older = (True if backwards else more) and found
+    return Page(found, link(found[0], "p") if newer else None, link(found[-1], "n") if older else None)
 
 
 def _read(cursor: str | None, key: type) -> tuple[bool, tuple[datetime, Any] | None]:

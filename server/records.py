@@ -10,6 +10,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 OPEN = ("starting", "processing")
 FINAL = ("succeeded", "failed", "canceled")
 """Replicate's words: its clients know no other."""
+DRAFT_DAYS = 7
+"""Then pictures that were put together on the page and not trained on are deleted."""
 
 Json = dict[str, Any]
 
@@ -96,6 +98,7 @@ class Run(Record):
         UniqueConstraint("account_id", "idempotency_key"),
         Index("runs_by_account", "account_id", "kind", "created_at", "id"),
         Index("runs_open", "status", postgresql_where="status IN ('starting', 'processing')"),
+        Index("runs_by_tag", "tags", postgresql_using="gin"),
     )
 
     id: Mapped[str] = mapped_column(String(26), primary_key=True)
@@ -136,6 +139,59 @@ class Run(Record):
     attempts: Mapped[int] = mapped_column(server_default="0")
     claim: Mapped[str | None] = mapped_column(String(32))
     """Who may write to it: a worker's random word, new with each attempt. A worker that was given up writes nothing."""
+    tags: Mapped[list[str]] = mapped_column(server_default="[]")
+    """Its caller's words for what it belongs to, such as a campaign."""
+    token: Mapped[str | None] = mapped_column(String(64))
+    """The digest of the token that asked for it."""
+
+
+class Use(Record):
+    """What a run that has ended used. It stays when the run is deleted, so that quotas and reports stay true."""
+
+    __tablename__ = "uses"
+    __table_args__ = (Index("uses_by_account", "account_id", "created_at"),)
+
+    run_id: Mapped[str] = mapped_column(String(26), primary_key=True)
+    account_id: Mapped[int] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"))
+    token: Mapped[str | None] = mapped_column(String(64))
+    kind: Mapped[str] = mapped_column(String(10))
+    model: Mapped[str] = mapped_column(String(130))
+    """A training's destination, a prediction's model."""
+    tags: Mapped[list[str]]
+    pictures: Mapped[int]
+    gpu_seconds: Mapped[float]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Refusal(Record):
+    """A request that a rule of the guardrails refused."""
+
+    __tablename__ = "refusals"
+    __table_args__ = (Index("refusals_by_account", "account_id", "created_at"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    account_id: Mapped[int] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"))
+    token: Mapped[str | None] = mapped_column(String(64))
+    rule: Mapped[str] = mapped_column(String(100))
+    detail: Mapped[str] = mapped_column(Text)
+    model: Mapped[str] = mapped_column(String(130))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Draft(Record):
+    """The pictures that somebody has put together on the page and not trained on yet. Its files say so themselves."""
+
+    __tablename__ = "drafts"
+
+    id: Mapped[str] = mapped_column(String(26), primary_key=True)
+    account_id: Mapped[int] = mapped_column(ForeignKey("accounts.id", ondelete="CASCADE"))
+    look: Mapped[Json]
+    """What `script.look` told of them."""
+    captions: Mapped[Json]
+    """As mended by hand, by the picture's name."""
+    removed: Mapped[list[str]]
+    """Names of pictures that are not to be trained on."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class File(Record):

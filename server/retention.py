@@ -31,6 +31,11 @@ async def files_of(session: AsyncSession, run: Run) -> list[str]:
     return [id for id in ids if id not in kept]
 
 
+def expiry(days: float) -> datetime | None:
+    """When an upload of now is deleted."""
+    return datetime.now(UTC) + timedelta(days=days) if days else None
+
+
 async def forget(session: AsyncSession, store: Store, ids: list[str]) -> None:
     await files.remove(session, store, ids)
 

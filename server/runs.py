@@ -13,7 +13,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server import catalog, jobs
-from server.records import FINAL, OPEN, File, Model, Run, Version
+from server.records import FINAL, OPEN, File, Model, Run, Use, Version
 
 DRAWING_FIRST = 1
 """The priority of drawings: somebody waits for one, and a training takes its time in any case."""
@@ -81,6 +81,19 @@ async def end(
     run.claim, run.secrets = None, {}
     total = (now - run.created_at).total_seconds()
     run.metrics = {**run.metrics, "predict_time": round(seconds, 3), "total_time": round(total, 3)}
+    pictures = len(run.output) if run.cog == "generator" and isinstance(run.output, list) else 0
+    session.add(
+        Use(
+            run_id=run.id,
+            account_id=run.account_id,
+            token=run.token,
+            kind=run.kind,
+            model=run.destination or run.model,
+            tags=run.tags,
+            pictures=pictures,
+            gpu_seconds=round(seconds, 3),
+        )
+    )
     await announce(session, run, "completed")
 
 

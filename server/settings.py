@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from server import guardrails
+from server.guardrails import Rule
+
 ROOT = Path(__file__).resolve().parent.parent
 MIB = 2**20
 
@@ -40,6 +43,9 @@ class Settings:
     lost_seconds: float
     """A worker is lost that has not been heard of for so long; it reports every two seconds."""
 
+    rules: tuple[Rule, ...]
+    """The guardrails: GUARDRAILS names the file."""
+
     @property
     def inside(self) -> str:
         """The database's address for SQLAlchemy."""
@@ -65,6 +71,7 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings:
         file_bytes=int(_number(environ, "MAX_FILE_MIB", 2048) * MIB),
         attempts=int(_number(environ, "ATTEMPTS", 3)),
         lost_seconds=_number(environ, "LOST_SECONDS", 20),
+        rules=guardrails.read(Path(environ["GUARDRAILS"])) if environ.get("GUARDRAILS") else (),
     )
 
 

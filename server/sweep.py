@@ -3,14 +3,14 @@
 import asyncio
 import logging
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import select, text
+from sqlalchemy import delete, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server import retention, runs
 from server.context import Context
-from server.records import OPEN, Run
+from server.records import DRAFT_DAYS, OPEN, Draft, Run
 from server.settings import Settings
 
 SECONDS = 2.0
@@ -107,10 +107,12 @@ async def tidy(context: Context) -> None:
         while await retention.expire(session, context.store, context.settings.retention_days):
             pass
     async with context.sessions.begin() as session:
+        old = Draft.created_at < datetime.now(UTC) - timedelta(days=DRAFT_DAYS)
+        await session.execute(delete(Draft).where(old))
         days = {"days": KEEP_JOBS_DAYS}
-        old = """
+        done = """
             DELETE FROM procrastinate_jobs WHERE status NOT IN ('todo', 'doing') AND id NOT IN (
                 SELECT job_id FROM procrastinate_events WHERE at > now() - make_interval(days => :days))
         """
-        await session.execute(text(old), days)
+        await session.execute(text(done), days)
         await session.execute(text("DELETE FROM workers WHERE seen_at < now() - make_interval(days => :days)"), days)

@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI, Response
 from sqlalchemy import text
 
-from server import accounts, catalog, database, jobs, sweep, webhooks
-from server.api import account, files, models, runs, stream
+from server import accounts, catalog, database, jobs, page, sweep, webhooks
+from server.api import account, files, models, runs, stream, usage
 from server.api.context import OwnContext, Session, add_handlers
 from server.api.edge import Edge
 from server.api.measures import measure
@@ -48,8 +48,9 @@ def create(settings: Settings) -> FastAPI:
     app = FastAPI(
         title="FLUX LoRA server", lifespan=life, docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json"
     )
-    for routes in (account.routes, models.routes, runs.routes, files.routes, stream.routes):
+    for routes in (account.routes, models.routes, runs.routes, files.routes, stream.routes, usage.routes):
         app.include_router(routes, prefix="/v1")
+    page.add(app)
     add_handlers(app)
     app.add_middleware(Edge, settings=settings)
 

@@ -78,7 +78,8 @@ async def caller(request: Request, session: Session) -> Account:
             "Give a token of this server in the Authorization header: 'Bearer r8_…'",
             {"WWW-Authenticate": "Bearer"},
         )
-    _count(request.app.state.spent, of_request(request).settings.requests_a_minute, digest)
+    request.state.token = digest
+    spend(request, digest)
     return account
 
 
@@ -94,8 +95,14 @@ async def _known(known: dict[str, tuple[Account, float]], session: AsyncSession,
     if account is None:
         known.pop(digest, None)
     else:
+        session.expunge(account)  # or a request that is rolled back would empty it for those after it
         known[digest] = (account, time.monotonic() + KNOWN_SECONDS)
     return account
+
+
+def spend(request: Request, token: str) -> None:
+    """Counts a request of the token with this digest. Raises Problem: 429."""
+    _count(request.app.state.spent, of_request(request).settings.requests_a_minute, token)
 
 
 def _count(spent: dict[str, tuple[float, float]], allowed: int, token: str) -> None:

@@ -10,7 +10,7 @@ from server.settings import Settings
 
 NOUNS = {
     *("account", "hardware", "models", "predictions", "trainings", "files", "webhooks", "deployments", "runs"),
-    "openapi.json",
+    *("tags", "usage", "openapi.json"),
 }
 """The first parts of the API's addresses: /trainings and /v1/v1/trainings mean /v1/trainings."""
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY"}
@@ -40,7 +40,7 @@ class Edge:
         part = path.split("/")[2] if path.startswith("/v1/") else path.split("/")[1]
         noun = part if part in NOUNS else "other"
         method = scope["method"] if scope["method"] in METHODS else "other"
-        uploads = path == "/v1/files"
+        uploads = path == "/v1/files" or path.startswith("/drafts/")
         limit = self.settings.file_bytes + FORM_BYTES if uploads else self.settings.body_bytes
         begun, received, status = time.monotonic(), 0, 0
 

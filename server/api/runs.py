@@ -5,6 +5,7 @@ import base64
 import hashlib
 import re
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,13 +15,13 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from server import accounts, catalog, inputs, objects, outside, pages, retention, runs
+from server import accounts, catalog, guardrails, inputs, objects, outside, pages, retention, runs
 from server.api.context import Caller, OwnContext, OwnLinks, Problem, Session, base_url, missing, of_request
 from server.api.models import check_name
 from server.catalog import Found
 from server.context import Context
 from server.files import Links
-from server.records import FINAL, Account, File, Json, Model, Run
+from server.records import FINAL, Account, File, Json, Model, Run, Use
 
 routes = APIRouter()
 EVENTS = ["start", "output", "logs", "completed"]
@@ -38,6 +39,12 @@ class NewRun(BaseModel):
     webhook_completed: str | None = Field(None, max_length=2000)
     """The older name of a webhook for the end alone."""
     webhook_events_filter: list[str] | None = None
+    tags: list[str] | None = None
+    """What it belongs to; a header Tags, separated by commas, says the same for clients that know no such field."""
+
+
+class Change(BaseModel):
+    tags: list[str]
 
 
 class NewTraining(NewRun):
@@ -58,12 +65,12 @@ async def train(
         raise missing(f"The version {owner}/{name}:{id}")
     if found.version.cog != "trainer":
         raise Problem(422, "Not a trainer", f"{owner}/{name} cannot be trained; {catalog.OWNER}/{catalog.TRAINER} can")
-    await _destination(session, caller, body.destination)
-    run = await _create(request, session, caller, found, "training", body, destination=body.destination)
+    await prepare_destination(session, caller, body.destination)
+    run = await create_run(request, session, caller, found, "training", body, destination=body.destination)
     return await _answer(request, session, run)
 
 
-async def _destination(session: AsyncSession, caller: Account, destination: str) -> None:
+async def prepare_destination(session: AsyncSession, caller: Account, destination: str) -> None:
     """Makes the destination where it does not exist: what Replicate asks its callers to do before."""
     owner, _, name = destination.partition("/")
     if owner != caller.name:
@@ -93,7 +100,7 @@ async def _predict(
     found = await catalog.find(session, caller, reference)
     if found is None:
         raise missing(f"The model or version {reference[:200]}, or a version of it,")
-    run = await _create(request, session, caller, found, "prediction", body, called=reference.partition(":")[0])
+    run = await create_run(request, session, caller, found, "prediction", body, called=reference.partition(":")[0])
     wait = _seconds_to_wait(request.headers.get("prefer", ""))
     if wait and run.status not in FINAL:
         run = await _wait(of_request(request), run, wait)
@@ -102,7 +109,7 @@ async def _predict(
     return await _answer(request, session, run)
 
 
-async def _create(
+async def create_run(
     request: Request,
     session: AsyncSession,
     caller: Account,
@@ -112,7 +119,11 @@ async def _create(
     *,
     destination: str | None = None,
     called: str = "",
+    source: str = "api",
 ) -> Run:
+    """Checks the input, writes the record and puts it into the queue. Raises Problem, and Refused for the input.
+
+    `called` is the model's name as it was sent."""
     context, base, owner = of_request(request), base_url(request), caller.id
     digest = hashlib.sha256(f"{found.version.id} {body.model_dump_json()}".encode()).hexdigest()
     key = request.headers.get("idempotency-key", "").strip()[:255] or None
@@ -126,6 +137,8 @@ async def _create(
             {"Retry-After": "30"},
         )
     webhook, events = _webhook(body, context)
+    named = body.tags if body.tags is not None else request.headers.get("tags", "").split(",")
+    tags = check_tags(named)
     trains = kind == "training" or called == catalog.ANSWERS_WITH_ID
     id = accounts.new_id()
     taken = await inputs.take(
@@ -139,13 +152,15 @@ async def _create(
         body.input,
         (base, f"{request.url.scheme}://{request.url.netloc}"),
     )
+    token, model = getattr(request.state, "token", None), f"{found.model.owner}/{found.model.name}"
+    await _guard(context, session, owner, token, model, trains, taken.shown)
     if found.version.weights and not inputs.names_weights(found.version, taken):
         taken.weights["lora_weights"] = found.version.weights
     run = Run(
         id=id,
         kind=kind,
         account_id=caller.id,
-        model=f"{found.model.owner}/{found.model.name}",
+        model=model,
         version=found.version.id,
         cog="trainer" if trains else "echo" if found.version.cog == "trainer" else "generator",
         destination=destination,
@@ -162,6 +177,9 @@ async def _create(
         deadline=_deadline(request.headers.get("cancel-after", "")),
         idempotency_key=key,
         body_digest=digest,
+        source=source,
+        tags=tags,
+        token=token,
     )
     session.add(run)
     try:
@@ -175,6 +193,17 @@ async def _create(
     await runs.enqueue(session, run)
     await session.commit()
     return run
+
+
+async def _guard(
+    context: Context, session: AsyncSession, owner: int, token: str | None, model: str, trains: bool, values: Json
+) -> None:
+    try:
+        await guardrails.check(session, context.settings.rules, owner, token, trains, values)
+    except guardrails.Broken as broken:
+        await guardrails.record(context.sessions, owner, token, model, broken)
+        headers = {"Retry-After": "3600"} if broken.is_quota else None
+        raise Problem(429 if broken.is_quota else 403, "Refused by a rule", str(broken), headers) from None
 
 
 async def _same(session: AsyncSession, owner: int, key: str, digest: str) -> Run | None:
@@ -253,6 +282,8 @@ async def inline(context: Context, session: AsyncSession, run: Run, links: Links
 async def listed(request: Request, caller: Caller, session: Session, links: OwnLinks) -> Any:
     kind = _kind(request)
     conditions = [Run.account_id == caller.id, Run.kind == kind]
+    if tag := request.query_params.get("tag"):
+        conditions.append(Run.tags.contains([tag]))
     page = await pages.read(session, Run, conditions, request.query_params, f"{links.base}/v1/{kind}s")
     return objects.page([objects.run(run, links) for run in page.rows], page.previous, page.next)
 
@@ -274,6 +305,33 @@ async def owned(request: Request, session: AsyncSession, caller: Account, id: st
 @routes.get("/predictions/{id}")
 async def get(request: Request, id: str, caller: Caller, session: Session) -> Any:
     return await _answer(request, session, await owned(request, session, caller, id))
+
+
+@routes.patch("/trainings/{id}")
+@routes.patch("/predictions/{id}")
+async def change(request: Request, id: str, body: Change, caller: Caller, session: Session) -> Any:
+    """Other tags; the report of use follows."""
+    run = await owned(request, session, caller, id, lock=True)
+    await tag(session, run, check_tags(body.tags))
+    await session.commit()
+    return await _answer(request, session, run)
+
+
+async def tag(session: AsyncSession, run: Run, tags: list[str]) -> None:
+    run.tags = tags
+    await session.execute(update(Use).where(Use.run_id == run.id).values(tags=tags))
+
+
+def check_tags(named: Sequence[str]) -> list[str]:
+    """The tags, each once. Raises Problem."""
+    tags = list(dict.fromkeys(tag.strip() for tag in named if tag.strip()))
+    if wrong := [tag for tag in tags if not re.fullmatch(r"[\w][\w .:-]{0,62}", tag)]:
+        raise Problem(
+            422, "Invalid tag", f"tags: {wrong[0][:80]!r} is none; letters, digits, spaces and . : - _, 63 at most"
+        )
+    if len(tags) > 20:
+        raise Problem(422, "Too many tags", f"tags: {len(tags)} are given, 20 are allowed")
+    return tags
 
 
 @routes.post("/trainings/{id}/cancel")

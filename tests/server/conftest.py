@@ -156,13 +156,20 @@ def wait_until_healthy(url: str, process: "subprocess.Popen[bytes]", output: Pat
     raise AssertionError(f"the server is not healthy:\n{output.read_text()}")
 
 
+def _rules(folder: Path) -> str:
+    """A file of guardrails with one rule."""
+    path = folder / "rules.toml"
+    path.write_text('[[rule]]\nname = "a word of the tests"\nwords = ["forbidden-by-test"]\n', encoding="utf-8")
+    return str(path)
+
+
 @pytest.fixture(scope="session")
 def served() -> Iterator[Served]:
     # Two workers, so that neither has to start Cog anew for each change from training to drawing.
     # Not in pytest's own folder: started by root, PostgreSQL runs as another user, whom a second pytest shuts out.
     with (
         tempfile.TemporaryDirectory(prefix="flux-served-", ignore_cleanup_errors=True) as folder,
-        serve(Path(folder), "--workers", "0", LOST_SECONDS="8") as running,
+        serve(Path(folder), "--workers", "0", LOST_SECONDS="8", GUARDRAILS=_rules(Path(folder))) as running,
     ):
         try:
             running.begin_worker("trainings")
