@@ -41,7 +41,17 @@ def _files() -> set[str]:
     )
     if listed.returncode:
         pytest.skip("not a git checkout")
-    whole = ("tests/", "docs/", "examples/", "toyflux/base/", "server/migrations/", "deploy/", ".ci/")
+    whole = (
+        "tests/",
+        "docs/",
+        "examples/",
+        "toyflux/base/",
+        "server/migrations/",
+        "deploy/",
+        ".ci/",
+        "server/page/static/",
+        "server/page/templates/",
+    )
     aside = {"README.md", "LICENSE", ".gitignore"}
     return {
         file
