@@ -155,6 +155,8 @@ def gather(desk: Desk, changes: Mapping[str, Any]) -> Gathered:
         log(f"{len(found)} pictures, {sum(photo.caption is not None for photo in found)} of them with a caption")
     flux = _base(desk, found)
     log(f"base: {flux.name} ({flux.reason})")
+    if flux.warning:
+        log(f"{WARNING}{flux.warning}")
     skeleton = flux.skeleton()
     modules = decide.modules(request.layers_to_optimize_regex, skeleton, log)
     rules = _rules(request, flux)

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import re
 import resource
+import shutil
 import tarfile
 import tempfile
 import threading
@@ -22,7 +23,7 @@ from safetensors.torch import load
 
 from captioner import caption
 from lora import job
-from lora.flux import base, generate, hardware
+from lora.flux import base, generate, hardware, schnell
 from lora.flux.hardware import Gpu, Plan
 from lora.pictures import photos
 from lora.pictures.archive import unpack
@@ -32,7 +33,7 @@ from lora.training import examine, fit, graphs, learn, prompts, recipe
 from lora.training.examine import Examination, Glance
 from lora.training.tracker import Tracker
 from lora.training.watch import Audience, Remembering, Stages
-from tests import hub_server, tiny_dino, tiny_qwen
+from tests import hub_server, tiny_dino, tiny_qwen, toy_schnell
 from tests.test_request import a_request
 
 FAST = {"training_steps": 3, "preservation": "off", "preview_prompts": "a [trigger]"}
@@ -95,6 +96,25 @@ def _run(
         changes=settings,
         eye=eye,
     )
+
+
+def test_a_distilled_base_trains_with_a_warning_and_is_drawn_in_its_few_steps(
+    archive: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "FLUX.1-schnell"
+    shutil.copytree(base.TOY, folder)
+    toy_schnell.write(folder)
+    drawn, draw_all = [], generate.draw_all
+    monkeypatch.setattr(generate, "draw_all", lambda *of: (drawn.append(of[-1]), draw_all(*of))[1])
+    lines: list[str] = []
+    tar = _run(archive, tmp_path / "out", lines.append, str(folder))
+    assert any(line.startswith("warning: base: FLUX.1-schnell has no guidance input") for line in lines)
+    assert drawn == [schnell.STEPS] * 2
+    with tarfile.open(tar) as opened:
+        request = opened.extractfile("request.json")
+        assert request is not None
+        decided = json.load(request)["decided"]
+    assert (decided["guidance_embeds"], decided["prior_guidance"]) == (False, decided["guidance"])
 
 
 def test_the_tar_holds_the_weights_captions_and_the_record_and_nothing_is_left(

@@ -68,7 +68,7 @@ def header(request: TrainRequest, decided: Mapping[str, Any], captions: Sequence
     rank, word = str(request.lora_rank), request.trigger_word
     return {
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": "flux-1-dev/lora",
+        "modelspec.architecture": f"flux-1-{'dev' if decided['guidance_embeds'] else 'schnell'}/lora",
         "modelspec.implementation": "https://github.com/huggingface/diffusers",
         "modelspec.title": word,
         "modelspec.trigger_phrase": word,
