@@ -53,8 +53,8 @@ class Base:
     """Side in pixels that it draws best: the autoencoder's `sample_size`, 1024 for FLUX.1-dev."""
     clip_tokens: int
     t5_tokens: int
-    """Length of its text, 77 and 512 for FLUX.1-dev: the tokenizers' `model_max_length`. Without a guidance input T5 has
-    `schnell.TOKENS` at most, which FLUX.1-schnell's files do not tell."""
+    """Length of its text, 77 and 512 for FLUX.1-dev: the tokenizers' `model_max_length`. Without a guidance input T5
+    reads `schnell.TOKENS` at most, which FLUX.1-schnell's files do not tell."""
     width: int
     """Of the transformer's hidden state, 3072 for FLUX.1-dev."""
     parameters: int
