@@ -592,7 +592,7 @@ def test_each_step_of_a_job_hands_the_next_what_it_needs(archive: Path, work: Pa
     assert (gathered.decided.settings.prior_prompts, gathered.decided.resolutions) == (3, (64,))
     assert gathered.start is None
     captioned = job.caption_all(desk, gathered)
-    assert captioned.spoken(gathered.found)[1] == "TOK, a green wall"
+    assert captioned.captions["1.png"].text == "TOK, a green wall"
     encoded = job.encode_all(desk, gathered, captioned)
     assert [example.name for example in encoded.material.learned] == [
         "0.png at 64x64",

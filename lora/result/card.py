@@ -13,6 +13,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from lora import trigger
 from lora.request import TrainRequest
 
 WEIGHTS_NAME = "lora.safetensors"
@@ -74,7 +75,7 @@ def card(
             " from `HF_TOKEN`."
         )
     widget = "".join(f"- text: {_quoted(prompt)}\n  output:\n    url: {name}\n" for name, prompt in previews.items())
-    prompt = next((prompt for prompt in previews.values() if word and word in prompt), word or "a photo of a cat")
+    prompt = next((prompt for prompt in previews.values() if _calls(prompt, word)), word or "a photo of a cat")
     return f"""\
 ---
 {licence}base_model: {base_id}
@@ -150,7 +151,7 @@ def _card_of_another_base(
 ) -> str:
     """The card of a LoRA of the toy base, or of another size: nothing made for FLUX.1 can load it."""
     shown = "\n".join(f"![{_plain(prompt)}]({name})" for name, prompt in previews.items())
-    prompt = next((prompt for prompt in previews.values() if word and word in prompt), word or "a red circle")
+    prompt = next((prompt for prompt in previews.values() if _calls(prompt, word)), word or "a red circle")
     return f"""\
 ---
 tags:
@@ -176,7 +177,13 @@ script/generate -i lora_weights={repo_id} -i prompt={shlex.quote(prompt)}
 def _how_to_call(word: str | None) -> str:
     if word is None:
         return "Its file does not name the trigger word that it was trained with, which calls up what it has learned."
-    return f"Put {_code(word)} in the prompt to call up what it has learned."
+    several = " or ".join(map(_code, trigger.words(word)))
+    return f"Put {several} in the prompt to call up what it has learned."
+
+
+def _calls(prompt: str, word: str | None) -> bool:
+    """Whether the prompt has the trigger word, or one of several."""
+    return word is not None and any(one in prompt for one in trigger.words(word))
 
 
 def _settings_table(request: TrainRequest, decided: Mapping[str, Any], pictures: int) -> str:

@@ -320,8 +320,9 @@ def all_captions(
 ) -> tuple[dict[str, text.Caption], str | None, list[str]]:
     log: list[str] = []
     settings = {"captioning": "automatic", "device": "cpu", "dtype": torch.float32, "read": read} | changed
-    captions, noun, _ = caption_all(paths, given, SUBJECT, model=model, log=log.append, **settings)
-    return captions, noun, log
+    rules = dict.fromkeys(paths, SUBJECT)
+    captions, nouns, _ = caption_all(paths, given, rules, model=model, log=log.append, **settings)
+    return captions, nouns[SUBJECT.trigger_word], log
 
 
 def test_users_captions_win_and_nothing_is_loaded_where_none_is_missing(paths: dict[str, Path]) -> None:
