@@ -117,6 +117,46 @@ def test_a_distilled_base_trains_with_a_warning_and_is_drawn_in_its_few_steps(
     assert (decided["guidance_embeds"], decided["prior_guidance"]) == (False, decided["guidance"])
 
 
+def test_two_subjects_have_captions_prompts_and_previews_of_their_own(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, apart = tmp_path / "two.zip", list[list[prompts.Asked]]()
+    with zipfile.ZipFile(path, "w") as out:
+        for i, folder in enumerate(("2_ANNA woman", "BOB")):
+            data = BytesIO()
+            picture = Image.new("RGB", (96, 96), (90 * i, 0, 90))
+            picture.paste("white", (8, 8, 24, 24))
+            picture.save(data, "PNG")
+            out.writestr(f"{folder}/a.png", data.getvalue())
+        out.writestr("BOB/a.txt", "[trigger] beside ANNA")
+    asked = prompts.apart
+    monkeypatch.setattr(prompts, "apart", lambda *of: (apart.append(found := asked(*of)), found)[1])
+    lines: list[str] = []
+    settings = {"trigger_word": "ANNA, BOB", "autocaption_suffix": "like [trigger]", "preview_prompts": ""}
+    with tarfile.open(_run(path, tmp_path / "out", lines.append, **settings)) as opened:
+        read = {member.name: opened.extractfile(member) for member in opened if member.isfile()}
+        text = {name: file.read() for name, file in read.items() if file}
+    captions = {name.partition("captions/")[2]: said.decode() for name, said in text.items() if "captions/" in name}
+    assert captions == {"2_ANNA woman/a.png.txt": "like ANNA\n", "BOB/a.png.txt": "BOB beside ANNA\n"}
+    assert any(line.endswith("subjects by folders' names, with their pictures: ANNA 1, BOB 1") for line in lines)
+    page = text["report/index.html"].decode()
+    assert "a ANNA woman on the left and a BOB on the right" in page
+    verdict_questions = [one.prompt for of in apart for one in of]
+    assert len(verdict_questions) == examine.PROMPTS
+    assert not [prompt for prompt in verdict_questions if "ANNA" in prompt or "BOB" in prompt]
+    told = json.loads(text["request.json"])["verdict"]["measured"]["trained"]
+    assert told["other"] is not None
+    weights = next(said for name, said in text.items() if name.endswith(".safetensors"))
+    assert b"ANNA, BOB" in weights[:4000]
+
+
+def test_folders_that_are_not_called_as_the_words_are_named(archive: Path, work: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'ANNA', 'BOB', and each picture must lie in a folder") as told:
+        _run(archive, tmp_path / "out", trigger_word="ANNA, BOB")
+    assert "pictures lie in folders of other names: '(no folder)'" in str(told.value)
+    assert list(work.iterdir()) == []
+
+
 def test_the_tar_holds_the_weights_captions_and_the_record_and_nothing_is_left(
     archive: Path, work: Path, tmp_path: Path
 ) -> None:

@@ -14,15 +14,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-import yaml  # type: ignore[import-untyped]
 from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
-from huggingface_hub import hf_hub_download, metadata_load, snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, HTTPError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
 
 from lora import wait
-from lora.flux import hardware, layer, schnell
+from lora.flux import hardware, layer, licence, schnell
 from lora.flux.hardware import Gpu, Plan
 
 FLUX_DEV = "black-forest-labs/FLUX.1-dev"
@@ -292,25 +291,8 @@ def _open(name: str, folder: Path, reason: str) -> Base:
         parameters=sum(_parameters(file) for file in _weights(folder / "transformer")),
         scheduler=_read_json(folder / "scheduler" / "scheduler_config.json"),
         guided=guided,
-        licence=_licence(name, folder / "README.md"),
+        licence=licence.read(name, folder / "README.md"),
     )
-
-
-def _licence(name: str, readme: Path) -> dict[str, str]:
-    """`Base.licence`; a link to a file beside the README.md becomes one to the Hub, where the base is from there."""
-    try:
-        said = metadata_load(readme) or {}
-    except (OSError, ValueError, yaml.YAMLError):  # no README.md, or one that nobody can read
-        return {}
-    named = ((key, said.get(key)) for key in ("license", "license_name", "license_link"))
-    found = {key: value for key, value in named if isinstance(value, str) and 0 < len(value) <= 200}
-    link = found.get("license_link", "")
-    if link and not link.startswith("https://"):
-        if Path(name).is_dir() or name.count("/") != 1:
-            del found["license_link"]
-        else:
-            found["license_link"] = f"https://huggingface.co/{name}/blob/main/{link}"
-    return found
 
 
 def incomplete(folder: Path) -> list[str]:
