@@ -27,7 +27,7 @@ def train(
     ),
     trigger_word: Optional[str] = Input(
         default=None,
-        description="The word that will call up what was learned. Take one that means nothing yet. TOK if you leave it empty.",
+        description="The word that will call up what was learned. Take one that means nothing yet. TOK if you leave it empty. For several subjects give several, such as ANNA, BOB, and lay each one's pictures into a folder called as its word.",
         min_length=1,
         max_length=60,
     ),

@@ -123,7 +123,7 @@ def download(model: str) -> str:
 def caption_all(
     pictures: Mapping[str, Path],
     given: Mapping[str, str],
-    rules: Rules,
+    rules: Mapping[str, Rules],
     *,
     captioning: str,
     model: str | None,
@@ -133,22 +133,25 @@ def caption_all(
     log: Log,
     fetch: Fetch = download,
     locating: bool = False,
-) -> tuple[dict[str, Caption], str | None, dict[str, ground.Box]]:
-    """A caption for every picture, in their order; the class noun where the model was asked for one; and, with
-    `locating`, the subject's box in each picture where the model is asked and gives one.
+) -> tuple[dict[str, Caption], dict[str, str | None], dict[str, ground.Box]]:
+    """A caption for every picture, in their order; the class noun of each trigger word: that of its rules, or else the
+    model's where it was asked for one; and, with `locating`, the subject's box in each picture where the model is asked
+    and gives one.
 
-    `given` holds the users' own captions by the same names. They win, unless `captioning` is "all" and the model can be
-    asked: then it writes for every picture, and they are kept beside its captions. "disabled" asks it for none,
-    "automatic" for those that are missing. `model` is a folder or Hub id, None means MODEL. `read` decodes one file to
-    an upright RGB picture, in threads; `fetch` brings a model of the Hub. ValueError where the rules cannot be kept,
-    RuntimeError where the model is needed and cannot be loaded.
+    `rules` holds those of each picture by the same names: pictures of one subject have the same. `given` holds the
+    users' own captions. They win, unless `captioning` is "all" and the model can be asked: then it writes for every
+    picture, and they are kept beside its captions. "disabled" asks it for none, "automatic" for those that are missing.
+    `model` is a folder or Hub id, None means MODEL. `read` decodes one file to an upright RGB picture, in threads;
+    `fetch` brings a model of the Hub. ValueError where the rules cannot be kept, RuntimeError where the model is needed
+    and cannot be loaded.
     """
-    text.check(rules)
+    for one in dict.fromkeys(rules.values()):
+        text.check(one)
     model = model or MODEL
     missing = {name: path for name, path in pictures.items() if name not in given}
     wanted = pictures if captioning == "all" else missing
-    captions = {name: text.from_user(given[name], rules) for name in pictures if name in given}
-    noun, boxes = rules.class_noun, dict[str, ground.Box]()
+    captions = {name: text.from_user(given[name], rules[name]) for name in pictures if name in given}
+    nouns, boxes = {one.trigger_word: one.class_noun for one in rules.values()}, dict[str, ground.Box]()
     asking, reason = whether_to_ask(model, device, captioning=captioning, missing=len(missing), of=len(pictures))
     log(f"captions: {reason}")
     if asking:
@@ -156,24 +159,28 @@ def caption_all(
         with load(model, device, dtype, fetch) as captioner:
             log(f"captions: loaded in {time.perf_counter() - start:.1f} s")
             batch_size = CPU_BATCH_SIZE if device == "cpu" else BATCH_SIZE
-            written, noun = caption_pictures(captioner, wanted, rules, read=read, batch_size=batch_size, log=log)
-            for name, made in written.items():
-                if name not in given:
-                    captions[name] = made
-                elif made.source == "template":  # which says less than what the user wrote
-                    captions[name] = replace(captions[name], note=made.note)
-                else:
-                    captions[name] = replace(made, own=given[name])
-            for warning in look_at(captioner, pictures, rules.kind, noun, read=read, batch_size=batch_size, log=log):
-                log(f"warning: {warning}")
-            if locating:
-                boxes = locate(captioner, pictures, noun, read=read, batch_size=batch_size, log=log)
+            for one in dict.fromkeys(rules.values()):
+                mine = {name: path for name, path in pictures.items() if rules[name] == one}
+                asked = {name: path for name, path in mine.items() if name in wanted}
+                written, noun = caption_pictures(captioner, asked, one, read=read, batch_size=batch_size, log=log)
+                nouns[one.trigger_word] = noun
+                for name, made in written.items():
+                    if name not in given:
+                        captions[name] = made
+                    elif made.source == "template":  # which says less than what the user wrote
+                        captions[name] = replace(captions[name], note=made.note)
+                    else:
+                        captions[name] = replace(made, own=given[name])
+                for warning in look_at(captioner, mine, one.kind, noun, read=read, batch_size=batch_size, log=log):
+                    log(f"warning: {warning}")
+                if locating:
+                    boxes |= locate(captioner, mine, noun, read=read, batch_size=batch_size, log=log)
     else:
-        captions |= {name: text.from_template(rules) for name in missing}
+        captions |= {name: text.from_template(rules[name]) for name in missing}
     captions = {name: captions[name] for name in pictures}
     for line in text.table(captions):
         log(line)
-    return captions, noun, boxes
+    return captions, nouns, boxes
 
 
 def look_at(
@@ -268,6 +275,8 @@ def caption_pictures(
         )
 
     names = list(pictures)
+    if not names:
+        return {}, rules.class_noun
     if rules.lora_type == "subject" and rules.kind != "general" and rules.class_noun is None:
         some = names[:: -(-len(names) // NOUN_PICTURES)]
         answers = ask(some, questions.CLASS_NOUN_QUESTION, "", "subjects named", NOUN_TOKENS)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from captioner.clean import STYLE_CLOSE, fault_of, is_finished, normalised, pruned, shortenings, until_stable
@@ -115,6 +115,15 @@ def check(rules: Rules) -> None:
             )
     if faults:
         raise ValueError("; ".join(faults))
+
+
+def of_word(rules: Rules, word: str, class_noun: str | None) -> Rules:
+    """The rules with this trigger word and noun, and the word for `[trigger]` in prefix and suffix. Raises
+    ValueError where `check` does."""
+    prefix, suffix = fill_in(rules.prefix, word), fill_in(rules.suffix, word)
+    made = replace(rules, trigger_word=word, prefix=prefix, suffix=suffix, class_noun=class_noun)
+    check(made)
+    return made
 
 
 # --- the three ways to a caption

@@ -13,14 +13,14 @@ from PIL import Image
 
 from captioner import caption, text
 from captioner.text import Caption, Rules
-from lora import disk, repack, wait
+from lora import disk, repack, trigger, wait
 from lora.desk import Desk
 from lora.file import weights
 from lora.file.names import Pair
 from lora.flux import base, encode, hardware
 from lora.flux import eye as eyes
 from lora.flux.base import Base
-from lora.pictures import archive, background, buckets, photos, survey, views
+from lora.pictures import archive, background, buckets, photos, subjects, survey, views
 from lora.pictures.photos import Photo
 from lora.pictures.views import Box
 from lora.presets import PRIORITIES
@@ -33,6 +33,7 @@ from lora.training import checkpoints, decide, examine, learn, prompts, ranks, r
 from lora.training.decide import Decided
 from lora.training.learn import Learned, Material
 from lora.training.watch import WARNING, Audience, Log, Metric, Remembering, Stages
+from lora.trigger import Subject
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,24 +48,21 @@ class Gathered:
     flux: Base
     modules: Sequence[str]
     """Names of the layers to train."""
-    rules: Rules
-    """Of the captions."""
+    rules: Mapping[str, Rules]
+    """Of the captions, by trigger word."""
     decided: Decided
     start: Mapping[str, Pair] | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Captioned:
-    """A caption for every picture, by the picture's name."""
+    """A caption for every picture, by its name."""
 
     captions: Mapping[str, Caption]
-    class_noun: str | None
-    """What the subject is (dog, woman), where the captioning model saw it."""
+    subjects: Mapping[str, Subject]
+    """By trigger word; with the class noun that its folder's name has or the captioning model saw."""
     boxes: Mapping[str, Box]
     """Where the subject is in each picture, where the model was asked and said so."""
-
-    def spoken(self, found: Sequence[Photo]) -> list[str]:
-        return [self.captions[photo.name].text for photo in found]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -128,7 +126,8 @@ def run(
         told = Audience(log=log, metric=metric, stage=desk.stage, tracked=tracked)
         learned = learn.learn(encoded.material, gathered.flux, decided.plan, decided.settings, told, others)
         measured = dataclasses.replace(learned.measured, likeness=by_eye(desk, captioned, encoded, learned))
-        found = verdict.of(measured, request.trigger_word, request.lora_type, learned.settings.prior_ratio)
+        called, ratio = " or ".join(captioned.subjects), learned.settings.prior_ratio
+        found = verdict.of(measured, called, request.lora_type, ratio)
         tracked.numbers(learned.step, found.metrics())
         return pack(desk, gathered, captioned, encoded, learned, found, output)
 
@@ -153,24 +152,23 @@ def gather(desk: Desk, changes: Mapping[str, Any]) -> Gathered:
     """Unpacks the pictures, finds the base, decides the settings, fetches an earlier LoRA; warns of what it sees."""
     request, log = desk.request, desk.log
     with desk.stage("unpacking"):
-        found, warnings = photos.pair(
-            desk.work / "pictures", archive.unpack(request.input_images, desk.work / "pictures")
-        )
+        folder = desk.work / "pictures"
+        found, warnings = photos.pair(folder, archive.unpack(request.input_images, folder))
+        found, told = subjects.share_out(found, trigger.words(request.trigger_word))
         looks = survey.look_at({photo.name: photo.path for photo in found})
         for warning in [*warnings, *views.check_masks(found)]:
             log(f"{WARNING}{warning}")
-        log(f"{len(found)} pictures, {sum(photo.caption is not None for photo in found)} of them with a caption")
+        count = sum(photo.caption is not None for photo in found)
+        log("; ".join([f"{len(found)} pictures, {count} of them with a caption", *told]))
     flux = _base(desk, found)
     log(f"base: {flux.name} ({flux.reason})")
+    if flux.warning:
+        log(f"{WARNING}{flux.warning}")
     skeleton = flux.skeleton()
     modules = decide.modules(request.layers_to_optimize_regex, skeleton, log)
-    rules = _rules(request, flux)
-    text.check(rules)
-    if words.is_ordinary(request.trigger_word):
-        log(
-            f"{WARNING}trigger_word: {request.trigger_word!r} is an ordinary word, so what is learned will show"
-            " wherever a prompt has it; a word that means nothing, such as TOK, keeps the two apart"
-        )
+    rules = _rules(request, flux, found)
+    for warning in words.of_ordinary(rules):
+        log(f"{WARNING}{warning}")
     decided = decide.decide(
         request, [(look.width, look.height) for look in looks], flux, desk.gpu, changes, log, desk.ranks
     )
@@ -199,10 +197,10 @@ def caption_all(desk: Desk, gathered: Gathered) -> Captioned:
     """A caption for every picture: the user's, the captioning model's, or a template's."""
     found, plan = gathered.found, gathered.decided.plan
     with desk.stage("captioning"):
-        captions, class_noun, boxes = caption.caption_all(
+        captions, nouns, boxes = caption.caption_all(
             {photo.name: photo.path for photo in found},
             {photo.name: photo.caption for photo in found if photo.caption is not None},
-            gathered.rules,
+            {photo.name: gathered.rules[photo.word or ""] for photo in found},
             captioning=desk.request.captioning,
             model=desk.captioner,
             device=plan.device,
@@ -212,17 +210,20 @@ def caption_all(desk: Desk, gathered: Gathered) -> Captioned:
             log=desk.log,
             locating=desk.request.subject_crop and desk.request.lora_type == "subject",
         )
-    return Captioned(captions=captions, class_noun=class_noun, boxes=boxes)
+    called = {word: Subject(word, noun) for word, noun in nouns.items()}
+    return Captioned(captions=captions, subjects=called, boxes=boxes)
 
 
 def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
     """Pictures become latents, prompts become embeddings, once each."""
     request, decided, flux, log = desk.request, gathered.decided, gathered.flux, desk.log
     settings, said = decided.settings, {name: own.text for name, own in captioned.captions.items()}
+    of = {photo.name: captioned.subjects[photo.word or ""] for photo in gathered.found}
     with desk.stage("encoding pictures"):
         thumbnails: dict[str, bytes] = {}
         parts = seen.close_ups(captioned.boxes, gathered.sizes, decided, log)
-        spoken = [*captioned.spoken(gathered.found), *(seen.caption_of(said[name]) for name in parts)]
+        spoken = {said[name]: subject for name, subject in of.items()}
+        spoken |= {seen.caption_of(said[name]): of[name] for name in parts}
         pictures = seen.pictures(gathered.found, said, parts, decided, thumbnails, log)
         examples = encode.encode_pictures(flux, decided.plan, pictures)
         held_out = examine.hold_out([photo.name for photo in gathered.found], settings.seed)
@@ -233,24 +234,20 @@ def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
             until = f"{settings.late_from:.0%} of the steps"
             log(f"held out until {until} are over, to see how new pictures are explained: {', '.join(held_out)}")
     with desk.stage("encoding prompts"):
-        own = [text.fill_in(prompt, request.trigger_word) for prompt in parse_prompts(request.preview_prompts)]
+        together = " and ".join(captioned.subjects)
+        own = [text.fill_in(prompt, together) for prompt in parse_prompts(request.preview_prompts)]
         asked = preview.prompts(
-            request.trigger_word,
+            list(captioned.subjects.values()),
             request.mode or request.lora_type,
-            captioned.class_noun,
             flux.native,
             own,
             most=PRIORITIES[request.priority].previews,
         )
         count = settings.prior_prompts if settings.prior_ratio else 0
-        apart = prompts.apart(
-            spoken, request.trigger_word, count, settings.seed, settings.prior_kinds, captioned.class_noun
-        )
-        questions = examine.questions(
-            spoken, request.trigger_word, captioned.class_noun, settings.prior_kinds, settings.seed
-        )
+        apart = prompts.apart(spoken, count, settings.seed, settings.prior_kinds)
+        questions = examine.questions(spoken, settings.prior_kinds, settings.seed)
         every = dict.fromkeys(["", *spoken, *asked, *(one.prompt for one in apart), *questions.prompts()])
-        counted = {prompt: gathered.rules.t5.count(prompt) for prompt in every}
+        counted = {prompt: next(iter(gathered.rules.values())).t5.count(prompt) for prompt in every}
         tokens, why_tokens = encode.text_length(counted.values(), flux.t5_tokens)
         log(f"text: {tokens} tokens, {why_tokens}")
         for prompt in (prompt for prompt in counted if counted[prompt] > tokens and prompt in {*spoken, *asked}):
@@ -311,7 +308,7 @@ def pack(
     lora = work / "lora.safetensors"
     members = {WEIGHTS_MEMBER: lora, "request.json": work / "request.json"}
     with desk.stage("packing"):
-        header = record.header(request, decided, captioned.spoken(gathered.found))
+        header = record.header(request, decided, [own.text for own in captioned.captions.values()])
         weights.write(lora, learned.pairs, header)
         members |= tarball.captions(work / "captions", {name: own.text for name, own in captioned.captions.items()})
         others = checkpoints.write(work / "checkpoints", learned.others, header)
@@ -393,15 +390,18 @@ def _tracking(desk: Desk, decided: Decided) -> contextlib.AbstractContextManager
     )
 
 
-def _rules(request: TrainRequest, flux: Base) -> Rules:
+def _rules(request: TrainRequest, flux: Base, found: Sequence[Photo]) -> dict[str, Rules]:
+    """Of the captions of each trigger word's pictures."""
     count_clip, count_t5 = flux.token_counters()
-    return Rules(
+    rules = Rules(
         trigger_word=request.trigger_word,
         lora_type=request.lora_type,
         mode=request.mode,
-        prefix=text.fill_in(request.autocaption_prefix, request.trigger_word),
-        suffix=text.fill_in(request.autocaption_suffix, request.trigger_word),
+        prefix=request.autocaption_prefix,
+        suffix=request.autocaption_suffix,
         class_noun=None,
         t5=text.Room(count_t5, flux.t5_tokens),
         clip=text.Room(count_clip, flux.clip_tokens),
     )
+    nouns = {photo.word or "": photo.class_noun for photo in found}
+    return {word: text.of_word(rules, word, noun) for word, noun in nouns.items()}

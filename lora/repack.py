@@ -19,7 +19,7 @@ def repack(desk: Desk, output: Path) -> Path:
     with desk.stage("fetching the earlier LoRA"):
         earlier, file_hash = resume.fetch(request, token, desk.work / "earlier")
         packed = resume.fitting(earlier, skeleton, log)
-    decided = {"base": name, "resume_from_sha256": file_hash}
+    decided = {"base": name, "guidance_embeds": skeleton.config.guidance_embeds, "resume_from_sha256": file_hash}
     members = {WEIGHTS_MEMBER: desk.work / "lora.safetensors", "request.json": desk.work / "request.json"}
     weights.write_whole(members[WEIGHTS_MEMBER], packed)
     for said in judge.remarks(weights.read(members[WEIGHTS_MEMBER])):

@@ -1,5 +1,6 @@
 """The trigger word: what is tidied of it, and what can be none."""
 
+import dataclasses
 import re
 import unicodedata
 
@@ -24,7 +25,7 @@ def tidy(word: str) -> tuple[str, str]:
     taken = [f"invisible characters ({', '.join(_names(word))})"] if seen != word else []
     while True:
         bare = seen.strip().strip(_COMMAS).strip()
-        if len(bare) > 1 and bare[0] + bare[-1] in _QUOTES:
+        if len(bare) > 1 and bare[0] + bare[-1] in _QUOTES and len(words(bare)) == 1:
             bare = bare[1:-1]
         if bare == seen:
             return seen, " and ".join(dict.fromkeys(taken))
@@ -36,8 +37,39 @@ def _names(word: str) -> list[str]:
     return sorted({f"U+{ord(sign):04X}" for sign in _INVISIBLE.findall(word)})
 
 
-def fault(word: str) -> str | None:
-    """Why this is no trigger word, with what to give instead; None where it is one."""
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What one trigger word stands for: a subject or a style."""
+
+    word: str
+    class_noun: str | None = None
+    """What it is (dog, woman), where that is known."""
+
+
+def words(trigger_word: str) -> tuple[str, ...]:
+    """The words of the input: one, or several between commas, each of a subject of its own."""
+    return tuple(word.strip() for word in re.split("[,，、]", trigger_word))
+
+
+def fault(trigger_word: str) -> str | None:
+    """Why this is no trigger word, nor several, with what to give instead; None where it is."""
+    several = words(trigger_word)
+    if len(several) == 1 or tidy(trigger_word)[1]:
+        return _fault(trigger_word)
+    if "" in several:
+        return f"{trigger_word[:80]!r} has nothing between two commas; give one word, or several such as 'ANNA, BOB'"
+    for word in several:
+        if why := _fault(word):
+            return f"of the {len(several)} words between commas {why}"
+    for word in several:
+        for other in several:
+            if word is not other and re.search(rf"(?<!\w){re.escape(word)}(?!\w)", other, re.IGNORECASE):
+                return f"{word!r} stands in {other!r}, so captions cannot tell the two apart; give other words"
+    return None
+
+
+def _fault(word: str) -> str | None:
+    """`fault` of one word."""
     shown = repr(word[:80])
     if not _INVISIBLE.sub("", word).strip():
         return "it is blank; give 1 to 60 characters, such as TOK"

@@ -14,8 +14,8 @@ from typing import Any
 
 from captioner import text
 from captioner.text import Caption, Rules
-from lora import presets
-from lora.pictures import archive, background, names, photos, survey
+from lora import presets, trigger
+from lora.pictures import archive, background, names, photos, subjects, survey
 from lora.pictures.photos import Photo
 from script import cli, signature
 
@@ -93,8 +93,8 @@ def main(argv: Sequence[str]) -> int:
         trigger_word=settled.trigger_word,
         lora_type=settled.lora_type,
         mode=values.get("mode"),  # type: ignore[arg-type]
-        prefix=text.fill_in(settled.autocaption_prefix, settled.trigger_word),
-        suffix=text.fill_in(settled.autocaption_suffix, settled.trigger_word),
+        prefix=settled.autocaption_prefix,
+        suffix=settled.autocaption_suffix,
         class_noun=None,
         t5=text.Room(text.estimate_tokens, FLUX_T5_TOKENS),
         clip=text.Room(text.estimate_tokens, FLUX_CLIP_TOKENS),
@@ -109,7 +109,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _caption(source: Path, output: Path | None, rules: Rules, captioning: str, model: str | None) -> None:
-    text.check(rules)
+    for word in trigger.words(rules.trigger_word):
+        text.of_word(rules, word, None)
     if output is None:
         written = caption_folder(source, rules, captioning, model)
         folder = source
@@ -132,7 +133,7 @@ def check(source: Path, rules: Rules, model: str | None) -> None:
         folder = Path(tempfile.mkdtemp())
         with _called_pictures():
             archive.unpack(source, folder)
-    pictures = look_through(folder, rules.kind)
+    pictures = look_through(folder, rules)
     warnings = list(pictures.warnings)
     asked = _at_hand(model)
     if asked is None:
@@ -148,16 +149,19 @@ def check(source: Path, rules: Rules, model: str | None) -> None:
     print(f"{len(pictures.found)} pictures, {captioned} of them with a caption: {what}")
 
 
-def look_through(folder: Path, kind: str) -> Pictures:
-    """The pictures of a folder and what pixels tell of them. ValueError names every file that cannot be used."""
+def look_through(folder: Path, rules: Rules) -> Pictures:
+    """The pictures of a folder and what pixels tell of them. ValueError names every file that cannot be used, and the
+    folders that do not fit where there are several trigger words."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     files = [path for path in files if not names.is_junk(path.relative_to(folder).as_posix())]
     with _called_pictures():
         found, warnings = photos.pair(folder, files)
+        found, told = subjects.share_out(found, trigger.words(rules.trigger_word))
         looks = survey.look_at({photo.name: photo.path for photo in found})
+    print("\n".join(told), end="\n" * bool(told))
     warnings += survey.report(looks, FLUX_RESOLUTIONS)
-    if kind != "style" and (told := background.warning(looks)):
-        warnings.append(told)
+    if rules.kind != "style" and (alike := background.warning(looks)):
+        warnings.append(alike)
     missing = [photo for photo in found if photo.caption is None]
     return Pictures(files=files, found=found, missing=missing, warnings=warnings)
 
@@ -209,7 +213,7 @@ def caption_folder(folder: Path, rules: Rules, captioning: str, model: str | Non
     All pictures are looked at before the model is loaded. ValueError where a file is no picture or caption, or where no
     model could write any.
     """
-    pictures = look_through(folder, rules.kind)
+    pictures = look_through(folder, rules)
     for warning in pictures.warnings:
         print(f"warning: {warning}")
     from captioner import caption  # only now, as torch: it is slow to load
@@ -224,7 +228,7 @@ def caption_folder(folder: Path, rules: Rules, captioning: str, model: str | Non
     captions, _, _ = caption.caption_all(
         {photo.name: photo.path for photo in pictures.found},
         {photo.name: photo.caption for photo in pictures.found if photo.caption is not None},
-        rules,
+        {photo.name: text.of_word(rules, photo.word or "", photo.class_noun) for photo in pictures.found},
         captioning=captioning,
         model=model,
         read=buckets.read_picture,

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import re
 import resource
+import shutil
 import tarfile
 import tempfile
 import threading
@@ -22,7 +23,7 @@ from safetensors.torch import load
 
 from captioner import caption
 from lora import job
-from lora.flux import base, generate, hardware
+from lora.flux import base, generate, hardware, schnell
 from lora.flux.hardware import Gpu, Plan
 from lora.pictures import photos
 from lora.pictures.archive import unpack
@@ -32,7 +33,7 @@ from lora.training import examine, fit, graphs, learn, prompts, recipe
 from lora.training.examine import Examination, Glance
 from lora.training.tracker import Tracker
 from lora.training.watch import Audience, Remembering, Stages
-from tests import hub_server, tiny_dino, tiny_qwen
+from tests import hub_server, tiny_dino, tiny_qwen, toy_schnell
 from tests.test_request import a_request
 
 FAST = {"training_steps": 3, "preservation": "off", "preview_prompts": "a [trigger]"}
@@ -95,6 +96,65 @@ def _run(
         changes=settings,
         eye=eye,
     )
+
+
+def test_a_distilled_base_trains_with_a_warning_and_is_drawn_in_its_few_steps(
+    archive: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "FLUX.1-schnell"
+    shutil.copytree(base.TOY, folder)
+    toy_schnell.write(folder)
+    drawn, draw_all = [], generate.draw_all
+    monkeypatch.setattr(generate, "draw_all", lambda *of: (drawn.append(of[-1]), draw_all(*of))[1])
+    lines: list[str] = []
+    tar = _run(archive, tmp_path / "out", lines.append, str(folder))
+    assert any(line.startswith("warning: base: FLUX.1-schnell has no guidance input") for line in lines)
+    assert drawn == [schnell.STEPS] * 2
+    with tarfile.open(tar) as opened:
+        request = opened.extractfile("request.json")
+        assert request is not None
+        decided = json.load(request)["decided"]
+    assert (decided["guidance_embeds"], decided["prior_guidance"]) == (False, decided["guidance"])
+
+
+def test_two_subjects_have_captions_prompts_and_previews_of_their_own(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, apart = tmp_path / "two.zip", list[list[prompts.Asked]]()
+    with zipfile.ZipFile(path, "w") as out:
+        for i, folder in enumerate(("2_ANNA woman", "BOB")):
+            data = BytesIO()
+            picture = Image.new("RGB", (96, 96), (90 * i, 0, 90))
+            picture.paste("white", (8, 8, 24, 24))
+            picture.save(data, "PNG")
+            out.writestr(f"{folder}/a.png", data.getvalue())
+        out.writestr("BOB/a.txt", "[trigger] beside ANNA")
+    asked = prompts.apart
+    monkeypatch.setattr(prompts, "apart", lambda *of: (apart.append(found := asked(*of)), found)[1])
+    lines: list[str] = []
+    settings = {"trigger_word": "ANNA, BOB", "autocaption_suffix": "like [trigger]", "preview_prompts": ""}
+    with tarfile.open(_run(path, tmp_path / "out", lines.append, **settings)) as opened:
+        read = {member.name: opened.extractfile(member) for member in opened if member.isfile()}
+        text = {name: file.read() for name, file in read.items() if file}
+    captions = {name.partition("captions/")[2]: said.decode() for name, said in text.items() if "captions/" in name}
+    assert captions == {"2_ANNA woman/a.png.txt": "like ANNA\n", "BOB/a.png.txt": "BOB beside ANNA\n"}
+    assert any(line.endswith("subjects by folders' names, with their pictures: ANNA 1, BOB 1") for line in lines)
+    page = text["report/index.html"].decode()
+    assert "a ANNA woman on the left and a BOB on the right" in page
+    verdict_questions = [one.prompt for of in apart for one in of]
+    assert len(verdict_questions) == examine.PROMPTS
+    assert not [prompt for prompt in verdict_questions if "ANNA" in prompt or "BOB" in prompt]
+    told = json.loads(text["request.json"])["verdict"]["measured"]["trained"]
+    assert told["other"] is not None
+    weights = next(said for name, said in text.items() if name.endswith(".safetensors"))
+    assert b"ANNA, BOB" in weights[:4000]
+
+
+def test_folders_that_are_not_called_as_the_words_are_named(archive: Path, work: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'ANNA', 'BOB', and each picture must lie in a folder") as told:
+        _run(archive, tmp_path / "out", trigger_word="ANNA, BOB")
+    assert "pictures lie in folders of other names: '(no folder)'" in str(told.value)
+    assert list(work.iterdir()) == []
 
 
 def test_the_tar_holds_the_weights_captions_and_the_record_and_nothing_is_left(
@@ -572,7 +632,7 @@ def test_each_step_of_a_job_hands_the_next_what_it_needs(archive: Path, work: Pa
     assert (gathered.decided.settings.prior_prompts, gathered.decided.resolutions) == (3, (64,))
     assert gathered.start is None
     captioned = job.caption_all(desk, gathered)
-    assert captioned.spoken(gathered.found)[1] == "TOK, a green wall"
+    assert captioned.captions["1.png"].text == "TOK, a green wall"
     encoded = job.encode_all(desk, gathered, captioned)
     assert [example.name for example in encoded.material.learned] == [
         "0.png at 64x64",

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from lora import trigger
 from lora.request import Secrets, TrainRequest, parse_resolution
 
 
@@ -133,12 +134,24 @@ def test_the_names_for_wandb_without_its_key_are_a_warning(tmp_path: Path) -> No
         ('"TOK"', r"has quotes or commas around it or in it; give 'TOK'"),
         ("TOK ", r"has spaces around it or in it; give 'TOK'"),
         ("TO\nK", r"holds a line break or control character"),
+        ("ANNA,, BOB", r"'ANNA,, BOB' has nothing between two commas"),
+        ("ANNA, a photo of my dog", r"of the 2 words between commas 'a photo of my dog' is a sentence of 5 words"),
+        ("ANNA, anna", r"'ANNA' stands in 'anna', so captions cannot tell the two apart"),
+        ("dog, my dog", r"'dog' stands in 'my dog'"),
+        ('ANNA, "BOB"', r"'\"BOB\"' has quotes or commas around it or in it; give 'BOB'"),
     ],
 )
 def test_what_is_no_trigger_word_is_refused_with_what_to_give(word: str, told: str, tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"")
     with pytest.raises(ValueError, match=rf"^trigger_word: .*{told}"):
         a_request(tmp_path / "a.zip", trigger_word=word).check()
+
+
+def test_several_trigger_words_stand_between_commas(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(b"")
+    a_request(tmp_path / "a.zip", trigger_word="ANNA, BOB,my dog").check()
+    assert trigger.words("ANNA, BOB，my dog") == ("ANNA", "BOB", "my dog")
+    assert trigger.words("TOK") == ("TOK",)
 
 
 def test_what_came_in_place_of_an_archive_is_told_without_its_secrets(tmp_path: Path) -> None:

@@ -16,6 +16,6 @@ def write(folder: Path) -> None:
     without.load_state_dict({k: v for k, v in full.state_dict().items() if "guidance_embedder" not in k})
     without.save_pretrained(folder / "transformer")
     config = json.loads((TOY / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-    (folder / "scheduler").mkdir()
+    (folder / "scheduler").mkdir(exist_ok=True)
     text = json.dumps({**config, "use_dynamic_shifting": False, "shift": 1.0})
     (folder / "scheduler" / "scheduler_config.json").write_text(text, encoding="utf-8")

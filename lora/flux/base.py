@@ -10,7 +10,7 @@ import gc
 import json
 import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
 
 from lora import wait
-from lora.flux import hardware, layer
+from lora.flux import hardware, layer, licence, schnell
 from lora.flux.hardware import Gpu, Plan
 
 FLUX_DEV = "black-forest-labs/FLUX.1-dev"
@@ -36,7 +36,7 @@ READ_AT_ONCE = 2**20
 """Bytes."""
 MOST_ON_A_CPU = 1e9
 """Parameters of the transformer. FLUX.1-dev's 12 billion would be 48 GB there, and minutes a step."""
-FILES = ("model_index.json", *(f"{c}/*" for c in (*COMPONENTS, "tokenizer", "tokenizer_2", "scheduler")))
+FILES = ("model_index.json", "README.md", *(f"{c}/*" for c in (*COMPONENTS, "tokenizer", "tokenizer_2", "scheduler")))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,13 +52,30 @@ class Base:
     """Side in pixels that it draws best: the autoencoder's `sample_size`, 1024 for FLUX.1-dev."""
     clip_tokens: int
     t5_tokens: int
-    """Length of its text, 77 and 512 for FLUX.1-dev: the tokenizers' `model_max_length`."""
+    """Length of its text, 77 and 512 for FLUX.1-dev: the tokenizers' `model_max_length`. Without a guidance input T5
+    reads `schnell.TOKENS` at most, which FLUX.1-schnell's files do not tell."""
     width: int
     """Of the transformer's hidden state, 3072 for FLUX.1-dev."""
     parameters: int
     """Of the transformer."""
     scheduler: dict
     """The scheduler's config."""
+    guided: bool
+    """Whether the transformer has a guidance input (`guidance_embeds`): FLUX.1-dev and FLUX.1-Krea-dev have one,
+    FLUX.1-schnell has none."""
+    licence: Mapping[str, str]
+    """What the folder's README.md says in its front matter of `license`, `license_name` and `license_link`."""
+
+    @property
+    def warning(self) -> str | None:
+        """What to know before training on this base; None where there is nothing."""
+        if self.guided:
+            return None
+        return (
+            f"base: {self.name} has no guidance input, as FLUX.1-schnell, which is distilled to draw in"
+            f" {schnell.STEPS} steps. Training undoes some of that: the longer it is, the blurrier its pictures of so"
+            f" few steps become, with this LoRA on. A LoRA that is trained on {FLUX_DEV} draws with schnell too"
+        )
 
     @property
     def resolutions(self) -> tuple[int, ...]:
@@ -261,16 +278,20 @@ def _open_folder(name: str) -> Base:
 def _open(name: str, folder: Path, reason: str) -> Base:
     _check(name, folder)
     transformer = _read_json(folder / "transformer" / "config.json")
+    guided = bool(transformer.get("guidance_embeds", False))
+    t5_tokens = _read_json(folder / "tokenizer_2" / "tokenizer_config.json")["model_max_length"]
     return Base(
         name=name,
         folder=folder,
         reason=reason,
         native=_read_json(folder / "vae" / "config.json")["sample_size"],
         clip_tokens=_read_json(folder / "tokenizer" / "tokenizer_config.json")["model_max_length"],
-        t5_tokens=_read_json(folder / "tokenizer_2" / "tokenizer_config.json")["model_max_length"],
+        t5_tokens=t5_tokens if guided else min(t5_tokens, schnell.TOKENS),
         width=transformer["num_attention_heads"] * transformer["attention_head_dim"],
         parameters=sum(_parameters(file) for file in _weights(folder / "transformer")),
         scheduler=_read_json(folder / "scheduler" / "scheduler_config.json"),
+        guided=guided,
+        licence=licence.read(name, folder / "README.md"),
     )
 
 

@@ -244,8 +244,6 @@ def _told_of_folders(photos: Sequence[Photo]) -> list[str]:
             f"repeats by folders' names are {repeats} for every picture, which changes nothing: how long is trained is"
             " training_steps"
         )
-    named = sorted({f"{photo.word} {photo.class_noun or ''}".strip() for photo in folders.values()})
-    lines.append(f"words in folders' names, not used in captions, where trigger_word stands: {some(named)}")
     return lines
 
 

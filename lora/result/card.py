@@ -13,6 +13,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from lora import trigger
 from lora.request import TrainRequest
 
 WEIGHTS_NAME = "lora.safetensors"
@@ -20,6 +21,8 @@ WEIGHTS_NAME = "lora.safetensors"
 FLUX_WIDTH = 3072
 """Of the layers of every FLUX.1 transformer: 24 heads of 128 (their `transformer/config.json`)."""
 FLUX_DEV, FLUX_SCHNELL = "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell"
+FLUX_KREA = "black-forest-labs/FLUX.1-Krea-dev"
+_BY_FOLDER = {name.partition("/")[2].casefold(): name for name in (FLUX_DEV, FLUX_SCHNELL, FLUX_KREA)}
 _LICENCES = {
     FLUX_DEV: (
         "license: other\n"
@@ -27,6 +30,13 @@ _LICENCES = {
         "license_link: https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md\n",
         "The FLUX.1 [dev] Non-Commercial License, as for every LoRA of that model:"
         " https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md",
+    ),
+    FLUX_KREA: (
+        "license: other\n"
+        "license_name: flux-1-dev-non-commercial-license\n"
+        "license_link: https://huggingface.co/black-forest-labs/FLUX.1-Krea-dev/blob/main/LICENSE.md\n",
+        "The FLUX.1 [dev] Non-Commercial License, which FLUX.1 Krea [dev] has too:"
+        " https://huggingface.co/black-forest-labs/FLUX.1-Krea-dev/blob/main/LICENSE.md",
     ),
     FLUX_SCHNELL: ("license: apache-2.0\n", "Apache 2.0, as FLUX.1 [schnell]."),
 }
@@ -45,19 +55,19 @@ def card(
 ) -> str:
     """The README.md of the repository.
 
-    `decided` holds the base's name and, where there was a training, its learning rate, resolutions, seed and the step
-    whose weights these are; `pictures` counts those trained on; `previews` maps the name of an uploaded picture to its
-    prompt. `word` is the trigger word that it was trained with, None where that is not known; `width` the size of the
-    layers that it belongs to: only those of FLUX_WIDTH are a FLUX.1's.
+    `decided` holds the base's name, `guidance_embeds`, its `licence` where its files tell it and, where there was a
+    training, its learning rate, resolutions, seed and the step whose weights these are; `pictures` counts those trained
+    on; `previews` maps the name of an uploaded picture to its prompt. `word` is the trigger word that it was trained
+    with, None where that is not known; `width` the size of the layers that it belongs to: only those of FLUX_WIDTH are
+    a FLUX.1's.
     """
     base = str(decided["base"])
     if width != FLUX_WIDTH:
         return _card_of_another_base(repo_id, request, decided, pictures, previews, word)
-    licence, licence_text = _LICENCES.get(base, _LICENCES[FLUX_DEV])
-    base_id = base if base in _LICENCES else FLUX_DEV
-    whose = f"A LoRA for {base_id}."
-    if base not in _LICENCES:
-        whose = f"A LoRA for the base in the folder {_code(base)}: it fits {base_id} where the folder held that."
+    base_id, whose = _base(base, decided.get("guidance_embeds", True))
+    licence, licence_text = _licence(decided.get("licence", {}), base_id, decided.get("guidance_embeds", True))
+    few = "" if decided.get("guidance_embeds", True) else ", num_inference_steps=4, guidance_scale=0.0"
+    runs = "flux-schnell-lora" if few else "flux-dev-lora"
     private = ""
     if request.hf_private:
         private = (
@@ -65,7 +75,7 @@ def card(
             " from `HF_TOKEN`."
         )
     widget = "".join(f"- text: {_quoted(prompt)}\n  output:\n    url: {name}\n" for name, prompt in previews.items())
-    prompt = next((prompt for prompt in previews.values() if word and word in prompt), word or "a photo of a cat")
+    prompt = next((prompt for prompt in previews.values() if _calls(prompt, word)), word or "a photo of a cat")
     return f"""\
 ---
 {licence}base_model: {base_id}
@@ -96,19 +106,39 @@ from diffusers import FluxPipeline
 
 pipeline = FluxPipeline.from_pretrained("{base_id}", torch_dtype=torch.bfloat16).to("cuda")
 pipeline.load_lora_weights("{repo_id}", weight_name="{WEIGHTS_NAME}")
-image = pipeline({_quoted(prompt)}).images[0]
+image = pipeline({_quoted(prompt)}{few}).images[0]
 ```
 
 In ComfyUI: put [`{WEIGHTS_NAME}`](https://huggingface.co/{repo_id}/resolve/main/{WEIGHTS_NAME}) into `models/loras` and
 load it with the node *Load LoRA*.
 
-On [Replicate](https://replicate.com/black-forest-labs/flux-dev-lora): set `lora_weights` to
+On [Replicate](https://replicate.com/black-forest-labs/{runs}): set `lora_weights` to
 `huggingface.co/{repo_id}`.{private}
 
 {_settings_table(request, decided, pictures)}## Licence
 
 {licence_text}
 """
+
+
+def _base(base: str, guided: bool) -> tuple[str, str]:
+    """The base's id on the Hub, and a sentence on whose LoRA this is. A folder whose name is not that of a FLUX.1 is
+    taken for the one that it can be by its guidance input."""
+    known = base if "/" in base else _BY_FOLDER.get(base.casefold())
+    if known:
+        return known, f"A LoRA for {known}."
+    likely = FLUX_DEV if guided else FLUX_SCHNELL
+    return likely, f"A LoRA for the base in the folder {_code(base)}: it fits {likely} where the folder held that."
+
+
+def _licence(told: Mapping[str, str], base_id: str, guided: bool) -> tuple[str, str]:
+    """The front matter's lines and the text of a licence: the one that the base's own files tell, or else the one that
+    is known of its id, or of the FLUX.1 that it comes from."""
+    if "license" not in told:
+        return _LICENCES.get(base_id) or _LICENCES[FLUX_DEV if guided else FLUX_SCHNELL]
+    front = "".join(f"{key}: {_quoted(value)}\n" for key, value in told.items())
+    link = f": {told['license_link']}" if "license_link" in told else "."
+    return front, f"That of the base, {_plain(told.get('license_name') or told['license'])}{link}"
 
 
 def _card_of_another_base(
@@ -121,7 +151,7 @@ def _card_of_another_base(
 ) -> str:
     """The card of a LoRA of the toy base, or of another size: nothing made for FLUX.1 can load it."""
     shown = "\n".join(f"![{_plain(prompt)}]({name})" for name, prompt in previews.items())
-    prompt = next((prompt for prompt in previews.values() if word and word in prompt), word or "a red circle")
+    prompt = next((prompt for prompt in previews.values() if _calls(prompt, word)), word or "a red circle")
     return f"""\
 ---
 tags:
@@ -147,7 +177,13 @@ script/generate -i lora_weights={repo_id} -i prompt={shlex.quote(prompt)}
 def _how_to_call(word: str | None) -> str:
     if word is None:
         return "Its file does not name the trigger word that it was trained with, which calls up what it has learned."
-    return f"Put {_code(word)} in the prompt to call up what it has learned."
+    several = " or ".join(map(_code, trigger.words(word)))
+    return f"Put {several} in the prompt to call up what it has learned."
+
+
+def _calls(prompt: str, word: str | None) -> bool:
+    """Whether the prompt has the trigger word, or one of several."""
+    return word is not None and any(one in prompt for one in trigger.words(word))
 
 
 def _settings_table(request: TrainRequest, decided: Mapping[str, Any], pictures: int) -> str:

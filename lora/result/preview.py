@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from lora.trigger import Subject
+
 TOY_SIDE = 256
 """Pixels. A base that draws best below this is the toy, which knows things and backgrounds, not photographs."""
 
@@ -41,25 +43,31 @@ _SUBJECT = (
     "a close-up of {name} by a window, soft light",
     "a watercolour painting of {name}",
 )
+_TOY = (
+    "a {name} on a white background",
+    "a {name} on a red background",
+    "a yellow star on the left and a {name} on the right on a green background",
+)
 _NOUNS = {"product": "bottle"}
 """What the prompt without the trigger word shows where no class noun is known; a person otherwise."""
 
 
 def prompts(
-    trigger_word: str,
+    subjects: Sequence[Subject],
     kind: str,
-    class_noun: str | None,
     native: int,
     own: Sequence[str] = (),
     most: int | None = None,
 ) -> list[str]:
     """Prompts that call up what was learned, in settings of their own, and at least one that must stay as it was.
 
+    Several `subjects` are drawn each alone, in settings by turns, and those that are no styles together in one more.
     `kind` is a lora_type or a mode: subject, style, character, product, general. `native` is the side in pixels that
     the base draws best; `own` are the user's prompts, which come first and replace all but the one without the trigger
     word. `most` is how many are drawn with the trigger word where there are no `own`; None means all.
     """
-    name = f"{trigger_word} {class_noun}" if class_noun else trigger_word
+    words = [subject.word for subject in subjects]
+    names = [f"{one.word} {one.class_noun}" if one.class_noun else one.word for one in subjects]
     if native < TOY_SIDE:
         things = [
             "a red house on a white background",
@@ -67,27 +75,26 @@ def prompts(
             "a tree on a yellow background",
         ]
         plain = things[0]
-        subject = [
-            f"a {name} on a white background",
-            f"a {name} on a red background",
-            f"a yellow star on the left and a {name} on the right on a green background",
-        ]
+        templates: Sequence[str] = _TOY
+        together = " on the left and ".join(f"a {name}" for name in names[:2]) + " on the right on a green background"
     else:
         things = ["a lighthouse on a cliff", "a cat asleep on a chair", "a woman reading in a garden"]
-        noun = class_noun or _NOUNS.get(kind, "person")
+        noun = subjects[0].class_noun or _NOUNS.get(kind, "person")
         article = "an" if noun[0].lower() in "aeiou" else "a"
         templates = {"character": _CHARACTER, "product": _PRODUCT}.get(kind, _SUBJECT)
-        subject = [template.format(name=name) for template in templates]
         plain = things[0] if kind in ("style", "general") else templates[0].format(name=f"{article} {noun}")
-    match kind:
-        case "style":
-            wanted = [f"{thing}, in the style of {trigger_word}" for thing in things]
-        case "general":  # as its captions have it: the word, then the whole picture
-            wanted = [f"{trigger_word}, {thing}" for thing in things]
-        case _:
-            wanted = subject
-    chosen = list(own) or wanted[:most]
-    if all(trigger_word.casefold() in prompt.casefold() for prompt in chosen):
+        together = f"{', '.join(names[:-1])} and {names[-1]} side by side, a park in the background"
+    if kind == "style":
+        names, templates = words, tuple(f"{thing}, in the style of {{name}}" for thing in things)
+    elif kind == "general":  # as its captions have it: the word, then the whole picture
+        names, templates = words, tuple(f"{{name}}, {thing}" for thing in things)
+    if len(names) == 1:
+        wanted = [template.format(name=names[0]) for template in templates][:most]
+    else:
+        wanted = [templates[i % len(templates)].format(name=name) for i, name in enumerate(names)]
+        wanted += [together] * (kind != "style" and most is None)
+    chosen = list(own) or wanted
+    if all(any(word.casefold() in prompt.casefold() for word in words) for prompt in chosen):
         chosen.append(plain)
     return list(dict.fromkeys(chosen))
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lora import trigger
 from lora.pictures.photos import Photo
 from lora.request import TrainRequest, without_secrets
 
@@ -63,12 +64,13 @@ def header(request: TrainRequest, decided: Mapping[str, Any], captions: Sequence
     """The weights' metadata: modelspec (Stability AI's ModelSpec 1.0) and the `ss_` keys of kohya's sd-scripts, which
     ComfyUI, the web sites that share LoRAs and their users read.
 
-    The captions stay out of it, for the file is made to be shared: the only tag counted is the trigger word.
+    The captions stay out of it, for the file is made to be shared: the only tags counted are the trigger words.
     """
     rank, word = str(request.lora_rank), request.trigger_word
+    counts = {one: sum(one in caption for caption in captions) for one in trigger.words(word)}
     return {
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": "flux-1-dev/lora",
+        "modelspec.architecture": f"flux-1-{'dev' if decided['guidance_embeds'] else 'schnell'}/lora",
         "modelspec.implementation": "https://github.com/huggingface/diffusers",
         "modelspec.title": word,
         "modelspec.trigger_phrase": word,
@@ -82,5 +84,5 @@ def header(request: TrainRequest, decided: Mapping[str, Any], captions: Sequence
         "ss_max_train_steps": str(decided["steps"]),
         "ss_steps": str(decided["weights_of_step"]),
         "ss_seed": str(decided["seed"]),
-        "ss_tag_frequency": json.dumps({"pictures": {word: sum(word in caption for caption in captions)}}),
+        "ss_tag_frequency": json.dumps({"pictures": counts}),
     }

@@ -48,6 +48,8 @@ class Gains:
     """With a word near the trigger word."""
     noun: float
     """With the class noun."""
+    other: float | None = None
+    """With the trigger word of another subject, where the LoRA has several."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -182,10 +184,18 @@ def _learned(measured: Measured, word: str, lora_type: str) -> Finding:
 def _own_word(measured: Measured, word: str, lora_type: str, ratio: float) -> Finding:
     gains = measured.unseen or measured.trained
     other = (gains.far + gains.near) / 2
-    value = scaled(other, *(OTHERS_UNSEEN if measured.unseen else OTHERS_TRAINED))
+    bounds = OTHERS_UNSEEN if measured.unseen else OTHERS_TRAINED
+    value = scaled(other, *bounds)
     if lora_type == "style":
         says = f"With other words than {word} it explains {max(other, 0):.0%} of that."
         return Finding(name="own_word", value=value, says=says, advice="", worded=False)
+    if gains.other is not None and (mixed := scaled(gains.other, *bounds)) < min(value, CLEAR_FROM):
+        return Finding(
+            name="own_word",
+            value=mixed,
+            says=f"The words are mixed up: each calls what belongs to another of {word}.",
+            advice="Train more steps, give pictures that differ more, or train a LoRA for each.",
+        )
     if value >= CLEAR_FROM:
         return Finding(name="own_word", value=value, says=f"Other words do not call the {lora_type}.", advice="")
     which = "words near it" if gains.near - gains.far > NEARER else "other words"

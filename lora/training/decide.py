@@ -8,7 +8,7 @@ from typing import Any
 from diffusers import FluxTransformer2DModel
 
 from lora import presets
-from lora.flux import adapter, hardware
+from lora.flux import adapter, flow, hardware
 from lora.flux.base import Base
 from lora.flux.hardware import Gpu, Plan
 from lora.pictures import buckets
@@ -25,6 +25,10 @@ class Decided:
     """Everything that was decided for one training. It stands in `request.json`, on the model card and in W&B."""
 
     base: str
+    guidance_embeds: bool
+    """Whether the base has a guidance input (`Base.guided`)."""
+    licence: Mapping[str, str]
+    """The base's own, as its files tell (`Base.licence`)."""
     plan: Plan
     resolutions: tuple[int, ...]
     settings: Settings
@@ -48,6 +52,8 @@ class Decided:
         """As plain values, without what does not apply to this training."""
         told = {
             "base": self.base,
+            "guidance_embeds": self.guidance_embeds,
+            "licence": dict(self.licence),
             "plan": self.plan.reason,
             "resolutions": self.resolutions,
             "preview_every": self.preview_every,
@@ -105,6 +111,8 @@ def decide(
         reasons |= {"gpus": why}
     return Decided(
         base=flux.name,
+        guidance_embeds=flux.guided,
+        licence=flux.licence,
         plan=plan,
         ranks=ranks,
         resolutions=resolutions,
@@ -202,7 +210,7 @@ def _settings(request: TrainRequest, pictures: int, flux: Base, log: Log) -> tup
         prior_prompts=row.prior_prompts,
         prior_every=row.prior_every,
         prior_of_pictures=row.prior_of_pictures,
-        prior_guidance=row.prior_guidance,
+        prior_guidance=row.prior_guidance if flux.guided else flow.TRAINING_GUIDANCE,
     )
     why = {
         "seed": why_seed,

@@ -20,6 +20,7 @@ from lora.flux.encode import Example, Text, batched, stack
 from lora.result.verdict import Gains, Measured
 from lora.training import prompts, words
 from lora.training.prior import Prior
+from lora.trigger import Subject
 
 LOOKS = 8
 """At training pictures, and as many at held-out ones: at timesteps evenly spread from LEAST_NOISE to 1, by turns."""
@@ -34,7 +35,8 @@ PROMPTS = 6
 STATES = 2
 """Steps of the base's drawing of each, that are compared."""
 OTHERS = ("far", "near", "noun")
-"""Words in the trigger word's place: a made-up one, one near the trigger word, the class noun."""
+"""Words in the trigger word's place: a made-up one, one near the trigger word, the class noun. And where there are
+several subjects "other": another's trigger word."""
 CLOSE_UP = "//close-up"
 """Behind a photo's name: its close-up. No file has such a name."""
 CONFUSED = 0.5
@@ -61,38 +63,37 @@ class Questions:
     """What is asked beside the captions themselves, decided before the prompts are encoded."""
 
     captions: Mapping[str, Mapping[str, str]]
-    """For each of OTHERS, by a caption with the trigger word, the same caption with that word."""
+    """For each of OTHERS, by a caption with its picture's trigger word, the same caption with that word."""
     apart: Sequence[str]
     """Prompts without the trigger word that no step is trained on."""
-    word: str
-    near: Sequence[str]
-    """Words near the trigger word."""
+    near: Mapping[str, Sequence[str]]
+    """By trigger word, words near it."""
     far: Sequence[str]
     """Made-up words."""
 
     def prompts(self) -> list[str]:
         """All that must be encoded."""
-        alone = [f"a {word}" for word in (self.word, *self.near, *self.far)]
+        alone = [f"a {word}" for own, near in self.near.items() for word in (own, *near)]
+        alone += [f"a {word}" for word in self.far]
         return [*self.apart, *alone, *(said for of_kind in self.captions.values() for said in of_kind.values())]
 
 
-def questions(
-    captions: Sequence[str], trigger_word: str, class_noun: str | None, kinds: Sequence[str], seed: int
-) -> Questions:
-    """The questions for these captions. `kinds` are the recipe's preservation prompts; the seed is not theirs, so that
-    what is asked is not what was trained."""
+def questions(captions: Mapping[str, Subject], kinds: Sequence[str], seed: int) -> Questions:
+    """The questions for these captions, each with the subject of its picture. `kinds` are the recipe's preservation
+    prompts; the seed is not theirs, so that what is asked is not what was trained."""
     rng = random.Random(f"verdict {seed}")
-    pattern = words.whole_word(trigger_word)
-    far = [words.made_up_word(rng, trigger_word) for _ in range(3)]
-    near = words.near_words(trigger_word, rng, 4, prompts.NEAR) or far
-    noun = class_noun or "thing"
-    instead = {"far": far, "near": near, "noun": [noun]}
-    asked: dict[str, dict[str, str]] = {kind: {} for kind in OTHERS}
-    for number, caption in enumerate(dict.fromkeys(captions)):
-        for kind, choices in instead.items():
-            asked[kind][caption] = choices[number % len(choices)].join(pattern.split(caption))
-    apart = prompts.apart(captions, trigger_word, PROMPTS, rng.randrange(2**31), kinds, class_noun)
-    return Questions(captions=asked, apart=[one.prompt for one in apart], word=trigger_word, near=near, far=far)
+    own = list(dict.fromkeys(subject.word for subject in captions.values()))
+    far = [words.made_up_word(rng, own[0]) for _ in range(3)]
+    near = {word: words.near_words(word, rng, 4, prompts.NEAR) or far for word in own}
+    asked: dict[str, dict[str, str]] = {kind: {} for kind in (*OTHERS, *(["other"] if len(own) > 1 else []))}
+    for number, (caption, subject) in enumerate(captions.items()):
+        foreign = [word for word in own if word != subject.word]
+        instead = {"far": far, "near": near[subject.word], "noun": [subject.class_noun or "thing"], "other": foreign}
+        for kind, of_kind in asked.items():
+            word = instead[kind][number % len(instead[kind])]
+            of_kind[caption] = word.join(words.whole_word(subject.word).split(caption))
+    apart = prompts.apart(captions, PROMPTS, rng.randrange(2**31), kinds)
+    return Questions(captions=asked, apart=[one.prompt for one in apart], near=near, far=far)
 
 
 def confusable(asked: Questions, texts: Mapping[str, Text]) -> list[str]:
@@ -102,12 +103,15 @@ def confusable(asked: Questions, texts: Mapping[str, Text]) -> list[str]:
     On the toy base a LoRA on TOK showed its subject under TIK, POK and TOKO (.25 to .5 of the difference) in nearly
     every drawing, under KIP and SKS (.65, .8) less often."""
 
-    def apart(word: str) -> float:
-        one, other = (texts[f"a {called}"]["pooled"].float() for called in (asked.word, word))
+    def apart(own: str, word: str) -> float:
+        one, other = (texts[f"a {called}"]["pooled"].float() for called in (own, word))
         return 1 - torch.cosine_similarity(one, other, dim=0).item()
 
-    usual = sum(apart(word) for word in asked.far) / len(asked.far)
-    return [word for word in asked.near if apart(word) < CONFUSED * usual]
+    found = []
+    for own, near in asked.near.items():
+        usual = sum(apart(own, word) for word in asked.far) / len(asked.far)
+        found += [word for word in near if apart(own, word) < CONFUSED * usual]
+    return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

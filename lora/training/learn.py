@@ -9,7 +9,7 @@ from diffusers import FluxTransformer2DModel
 from PIL import Image
 
 from lora.file.names import Pair
-from lora.flux import adapter, attention, base, encode, forward, generate, hardware
+from lora.flux import adapter, attention, base, encode, forward, generate, hardware, schnell
 from lora.flux.base import Base
 from lora.flux.encode import Example, Text
 from lora.flux.hardware import Plan
@@ -347,6 +347,7 @@ def _sketcher(
     Where drawing fails, whatever it is, there are no pictures and a warning says why: none is worth the training.
     """
     side = min(max(material.resolutions), PREVIEW_SIDE)
+    steps = PREVIEW_STEPS if flux.guided else schnell.STEPS
 
     def sketch() -> list[Image.Image]:
         try:
@@ -355,7 +356,7 @@ def _sketcher(
                 asked = [material.texts[prompt] for prompt in material.asked]
                 seeds = [seed + i for i in range(len(asked))]
                 with forward.of_diffusers(transformer):
-                    return generate.draw_all(pipeline, asked, (side, side), seeds, PREVIEW_STEPS)
+                    return generate.draw_all(pipeline, asked, (side, side), seeds, steps)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             told.log(f"{WARNING}previews could not be drawn and are left out; the training is not touched ({reason})")

@@ -7,9 +7,10 @@ arXiv:2208.12242), other people and things in ordinary pictures.
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from lora.training.words import COLOURS, THINGS, made_up_word, near_words, whole_word
+from lora.training.words import COLOURS, THINGS, any_whole_word, made_up_word, near_words, whole_word
+from lora.trigger import Subject
 
 NEAR = ("changed", "swapped", "added", "part")
 """The ways of being near the trigger word that are held. Not the same word in another case: CLIP reads that as the
@@ -47,33 +48,31 @@ class Asked:
     """The user's caption that it is, but for the trigger word; None where it is none."""
 
 
-def apart(
-    captions: Sequence[str],
-    trigger_word: str,
-    count: int,
-    seed: int,
-    kinds: Sequence[str],
-    class_noun: str | None = None,
-) -> list[Asked]:
-    """`count` prompts without the trigger word, of each of `kinds` in turn.
+def apart(captions: Mapping[str, Subject], count: int, seed: int, kinds: Sequence[str]) -> list[Asked]:
+    """`count` prompts without a trigger word, of each of `kinds` in turn. `captions` are the user's, each with the
+    subject of its picture; several subjects come equally often, and none of their words stands in a prompt.
 
     "captions" are the user's own with a made-up word where the trigger word stood; "near" with a word near it; "noun"
     with the class noun; "natural" are those of NATURAL; "things" and "made-up words" are in the toy base's language.
     Where an ordinary word is the trigger word, a made-up one stands for it in all of them.
     """
     rng = random.Random(seed)
-    pattern = whole_word(trigger_word)
-    near = near_words(trigger_word, rng, count, NEAR)
+    subjects = list(dict.fromkeys(captions.values()))
+    of = {subject: [caption for caption in captions if captions[caption] == subject] for subject in subjects}
+    pattern = any_whole_word([subject.word for subject in subjects])
+    near = {subject: near_words(subject.word, rng, count, NEAR) for subject in subjects}
 
     def one(kind: str) -> Asked:
-        word = made_up_word(rng, trigger_word)
+        subject = rng.choice(subjects) if len(subjects) > 1 else subjects[0]
+        class_noun = subject.class_noun
+        word = made_up_word(rng, subject.word)
         match kind:
             case "captions":
-                return instead(word)
+                return instead(subject, word)
             case "near":
-                return instead(rng.choice(near) if near else word)
+                return instead(subject, rng.choice(near[subject]) if near[subject] else word)
             case "noun":
-                return instead(class_noun or rng.choice(THINGS))
+                return instead(subject, class_noun or rng.choice(THINGS))
             case "natural":
                 noun, other = class_noun or rng.choice(NOUNS), rng.choice(NOUNS)
                 said = rng.choice(NATURAL).format(noun=noun, other=other)
@@ -87,13 +86,13 @@ def apart(
                 return Asked(_ordinary(rng, thing=word) if thing else f"{_ordinary(rng)}, in the style of {word}")
         raise AssertionError(f"no kind of prompt: {kind!r}")
 
-    def instead(word: str) -> Asked:
-        caption = rng.choice(captions)
-        return Asked(word.join(pattern.split(caption)), caption)
+    def instead(subject: Subject, word: str) -> Asked:
+        caption = rng.choice(of[subject])
+        return Asked(word.join(whole_word(subject.word).split(caption)), caption)
 
     chosen = [one(kinds[i % len(kinds)]) for i in range(count)]
     return [
-        dataclasses.replace(asked, prompt=pattern.sub(lambda _: made_up_word(rng, trigger_word), asked.prompt))
+        dataclasses.replace(asked, prompt=pattern.sub(lambda _: made_up_word(rng, subjects[0].word), asked.prompt))
         for asked in chosen
     ]
 

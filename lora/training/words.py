@@ -6,7 +6,7 @@ follow from the trigger word and a seed.
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 THINGS = (
     *("circle", "square", "triangle", "star", "heart", "diamond", "ring", "moon", "house", "tree", "flower", "fish"),
@@ -37,9 +37,24 @@ def whole_word(word: str) -> re.Pattern[str]:
     return re.compile(f"{before}{re.escape(word)}{behind}", re.IGNORECASE)
 
 
+def any_whole_word(words: Sequence[str]) -> re.Pattern[str]:
+    """Finds any of the words as `whole_word` does; it has no groups."""
+    return re.compile("|".join(whole_word(word).pattern for word in words), re.IGNORECASE)
+
+
 def is_ordinary(word: str) -> bool:
     """Whether the word is an everyday one, which the base knows well and prompts often hold."""
     return word.casefold() in {*THINGS, *COLOURS, *_OTHERS}
+
+
+def of_ordinary(trigger_words: Iterable[str]) -> list[str]:
+    """A warning for each trigger word that is an ordinary one."""
+    return [
+        f"trigger_word: {word!r} is an ordinary word, so what is learned will show wherever a prompt has it; a word that"
+        " means nothing, such as TOK, keeps the two apart"
+        for word in trigger_words
+        if is_ordinary(word)
+    ]
 
 
 def made_up_word(rng: random.Random, other_than: str) -> str:

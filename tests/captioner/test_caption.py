@@ -320,8 +320,9 @@ def all_captions(
 ) -> tuple[dict[str, text.Caption], str | None, list[str]]:
     log: list[str] = []
     settings = {"captioning": "automatic", "device": "cpu", "dtype": torch.float32, "read": read} | changed
-    captions, noun, _ = caption_all(paths, given, SUBJECT, model=model, log=log.append, **settings)
-    return captions, noun, log
+    rules = dict.fromkeys(paths, SUBJECT)
+    captions, nouns, _ = caption_all(paths, given, rules, model=model, log=log.append, **settings)
+    return captions, nouns[SUBJECT.trigger_word], log
 
 
 def test_users_captions_win_and_nothing_is_loaded_where_none_is_missing(paths: dict[str, Path]) -> None:
@@ -331,6 +332,39 @@ def test_users_captions_win_and_nothing_is_loaded_where_none_is_missing(paths: d
     assert noun is None
     assert "not loaded" in log[0]
     assert log[1:] == text.table(captions)
+
+
+def test_pictures_of_several_subjects_are_captioned_each_by_its_own_rules(
+    folder: Path, paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def answer(_: Captioner, pictures: list[Image.Image], question: str, *__: object) -> list[str]:
+        asked.append(question)
+        noun = "woman" if len(pictures) == 2 else "dog"
+        return [noun if question == questions.CLASS_NOUN_QUESTION else f"A {noun} stands on sand."] * len(pictures)
+
+    monkeypatch.setattr(Captioner, "answer", answer)
+    anna, bob = (text.of_word(SUBJECT, word, None) for word in ("ANNA", "BOB"))
+    names = list(paths)[:5]
+    captions, nouns = caption_all(
+        {name: paths[name] for name in names},
+        {},
+        {name: anna if i < 2 else bob for i, name in enumerate(names)},
+        model=str(folder),
+        log=lambda line: None,
+        captioning="automatic",
+        device="cpu",
+        dtype=torch.float32,
+        read=read,
+    )
+    assert nouns == {"ANNA": "woman", "BOB": "dog"}
+    assert [captions[name].text for name in names] == [
+        *["ANNA woman stands on sand."] * 2,
+        *["BOB dog stands on sand."] * 3,
+    ]
+    assert any("ANNA" in question for question in asked)
+    assert not [question for question in asked if "ANNA" in question and "BOB" in question]
 
 
 def test_captioning_all_writes_new_ones_and_keeps_the_users_beside_them(

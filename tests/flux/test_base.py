@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from lora.flux import base, hardware
 from lora.flux.base import Base
 from lora.flux.hardware import Gpu, Plan
-from tests import hub_server
+from tests import hub_server, toy_schnell
 
 GPU = Gpu(name="NVIDIA H100 80GB HBM3", memory=80 * 2**30)
 
@@ -45,6 +45,20 @@ def test_native_size_text_lengths_and_width_come_from_the_files(copy: Path, toy:
     assert changed.resolutions == (512, 768, 1024)
     assert toy.resolutions == (toy.native,)
     assert toy.width == 128
+
+
+def test_guidance_and_licence_come_from_the_files_and_a_distilled_base_is_warned_of(copy: Path, toy: Base) -> None:
+    assert (toy.guided, toy.licence, toy.warning) == (True, {}, None)
+    toy_schnell.write(copy)
+    config = copy / "tokenizer_2" / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model_max_length": 512}))
+    (copy / "README.md").write_text("---\nlicense: apache-2.0\nlicense_link: LICENSE.md\ntags: [a]\n---\n")
+    found = base.find(str(copy), None)
+    assert (found.guided, found.t5_tokens, found.licence) == (False, 256, {"license": "apache-2.0"})
+    assert "distilled to draw in 4 steps" in (found.warning or "")
+    for damaged in ("---\nlicense: [\n---\n", "---\n- a\n---\n", "---\nlicense: 3\n---\n", "no front"):
+        (copy / "README.md").write_text(damaged)
+        assert base.find(str(copy), None).licence == {}
 
 
 def test_parameters_are_counted_from_the_header(toy: Base, cpu: Plan) -> None:
@@ -161,12 +175,16 @@ def test_a_gated_base_is_fetched_with_the_users_own_token(
         hub.files["club/base"] = {
             file.relative_to(toy.folder).as_posix(): file.read_bytes() for file in toy.folder.rglob("*.*")
         }
+        told = b"---\nlicense: other\nlicense_name: club-licence\nlicense_link: LICENSE.md\n---\n"
+        hub.files["club/base"]["README.md"] = told
         with pytest.raises(
             ValueError, match=r"FLUX_BASE: the Hugging Face Hub has no club/base, or the token \(hf_token"
         ):
             base.find("club/base", None)
         found = base.find("club/base", None, hub_server.READ_TOKEN)
     assert (found.name, found.width) == ("club/base", toy.width)
+    link = "https://huggingface.co/club/base/blob/main/LICENSE.md"
+    assert found.licence == {"license": "other", "license_name": "club-licence", "license_link": link}
 
 
 def test_a_token_that_the_hub_refuses_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

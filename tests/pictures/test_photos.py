@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from lora.pictures import archive, limits, photos
+from lora.pictures import archive, limits, photos, subjects
 
 
 def laid_out(folder: Path, files: dict[str, bytes]) -> list[Path]:
@@ -285,7 +285,9 @@ def test_kohyas_folders_say_repeats_word_and_class(tmp_path):
     assert read == [(6, "BOB", None), (1, None, None), (10, "ANNA", "woman"), (4, "ANNA", "red coat")]
     assert photos.weights(list(found.values())) == dict(zip(found, (6, 1, 10, 4), strict=True))
     assert "in the ratio '' 1, '6_BOB' 6, 'img/10_ANNA woman' 10, 'img/4_ANNA red coat' 4" in told
-    assert "not used in captions, where trigger_word stands: 'ANNA red coat', 'ANNA woman', 'BOB'" in told
+    same, told = subjects.share_out(list(found.values()), ["TOK"])
+    assert {(photo.word, photo.class_noun) for photo in same} == {("TOK", None)}
+    assert "not used in captions, where trigger_word stands: 'ANNA red coat', 'ANNA woman', 'BOB'" in told[0]
 
 
 def test_repeats_count_only_beside_one_another(tmp_path):

@@ -73,6 +73,35 @@ def test_the_card_of_schnell_has_its_licence_and_that_of_a_packed_lora_no_traini
     assert "| Steps |" not in _card(tmp_path, decided={"base": card.FLUX_DEV}, training_steps=0)
 
 
+@pytest.mark.parametrize("base", [card.FLUX_KREA, "FLUX.1-krea-dev"])
+def test_the_card_of_krea_names_it_whether_it_came_from_the_hub_or_a_folder(base: str, tmp_path: Path) -> None:
+    text = _card(tmp_path, decided={**DECIDED, "base": base})
+    front = _front(text)
+    assert (front["base_model"], front["license_name"]) == (card.FLUX_KREA, "flux-1-dev-non-commercial-license")
+    assert f'from_pretrained("{card.FLUX_KREA}"' in text
+    assert f"A LoRA for {card.FLUX_KREA}." in text
+
+
+def test_the_licence_that_a_bases_own_files_tell_comes_before_what_is_known_of_its_name(tmp_path: Path) -> None:
+    told = {
+        "license": "other",
+        "license_name": "club: own",
+        "license_link": "https://huggingface.co/club/x/blob/main/L",
+    }
+    text = _card(tmp_path, decided={**DECIDED, "base": "club/x", "guidance_embeds": True, "licence": told})
+    front = _front(text)
+    assert {key: front[key] for key in told} == told
+    assert front["base_model"] == "club/x"
+    assert "That of the base, club: own: https://huggingface.co/club/x/blob/main/L" in text
+
+
+def test_a_base_without_a_guidance_input_is_drawn_as_schnell_is(tmp_path: Path) -> None:
+    text = _card(tmp_path, decided={**DECIDED, "base": "mine", "guidance_embeds": False})
+    assert "it fits black-forest-labs/FLUX.1-schnell where" in text
+    assert ", num_inference_steps=4, guidance_scale=0.0).images[0]" in text
+    assert _front(text)["license"] == "apache-2.0"
+
+
 def test_the_card_does_not_say_that_a_folder_is_flux_dev(tmp_path: Path) -> None:
     assert "A LoRA for black-forest-labs/FLUX.1-dev. Put" in _card(tmp_path)
     text = _card(tmp_path, decided={**DECIDED, "base": "toyflux"})

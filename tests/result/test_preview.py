@@ -1,6 +1,7 @@
 """The previews: what is drawn by default, the sheet of them, and thumbnails."""
 
 import io
+from typing import Any
 
 import pytest
 from PIL import Image, ImageFont
@@ -8,6 +9,7 @@ from PIL import Image, ImageFont
 from lora.request import parse_prompts
 from lora.result import preview
 from lora.result.preview import Preview
+from lora.trigger import Subject
 
 
 def _colour(name: str, size: tuple[int, int] = (96, 96)) -> Image.Image:
@@ -19,11 +21,15 @@ def _previews(*steps: int) -> list[Preview]:
     return preview.pair_up(["a <tok> here", "a red house"], [_colour("red"), _colour("blue")], drawn)
 
 
+def _prompts(kind: str, noun: str | None, *settings: Any, **named: Any) -> list[str]:
+    return preview.prompts([Subject("TOK", noun)], kind, *settings, **named)
+
+
 @pytest.mark.parametrize("native", [96, 1024])
 @pytest.mark.parametrize("lora_type", ["subject", "style"])
 @pytest.mark.parametrize("noun", [None, "dog"])
 def test_by_default_three_prompts_call_it_up_and_one_does_not(native: int, lora_type: str, noun: str | None) -> None:
-    prompts = preview.prompts("TOK", lora_type, noun, native)
+    prompts = _prompts(lora_type, noun, native)
     assert ["TOK" in prompt for prompt in prompts] == [True, True, True, False]
     if lora_type == "subject":
         assert all("TOK dog" in prompt for prompt in prompts[:3]) == (noun is not None)
@@ -32,7 +38,7 @@ def test_by_default_three_prompts_call_it_up_and_one_does_not(native: int, lora_
 
 
 def test_a_mode_decides_what_the_previews_show() -> None:
-    drawn = {kind: preview.prompts("TOK", kind, None, 1024) for kind in ("character", "product", "general", "style")}
+    drawn = {kind: _prompts(kind, None, 1024) for kind in ("character", "product", "general", "style")}
     assert drawn["character"][0] == "a portrait photo of TOK, looking at the camera"
     assert drawn["character"][-1] == "a portrait photo of a person, looking at the camera"
     assert drawn["product"][-1] == "a product photo of a bottle on a white background, studio light"
@@ -42,19 +48,33 @@ def test_a_mode_decides_what_the_previews_show() -> None:
 
 
 def test_fewer_previews_are_drawn_where_that_is_asked_for_but_never_fewer_than_the_users() -> None:
-    prompts = preview.prompts("TOK", "subject", None, 1024, most=1)
+    prompts = _prompts("subject", None, 1024, most=1)
     assert ["TOK" in prompt for prompt in prompts] == [True, False]
-    assert len(preview.prompts("TOK", "subject", None, 1024, ["TOK a", "TOK b"], most=1)) == 3
+    assert len(_prompts("subject", None, 1024, ["TOK a", "TOK b"], most=1)) == 3
 
 
 def test_a_users_own_prompts_replace_the_others_but_not_the_one_that_must_stay() -> None:
     own = parse_prompts("  TOK on the moon \n\na cat with tok\n")
     assert own == ["TOK on the moon", "a cat with tok"]
-    prompts = preview.prompts("TOK", "subject", None, 1024, own)
+    prompts = _prompts("subject", None, 1024, own)
     assert prompts[:2] == own
     assert len(prompts) == 3
     assert "TOK" not in prompts[2]
-    assert preview.prompts("TOK", "subject", None, 1024, ["a dog", "a TOK"]) == ["a dog", "a TOK"]
+    assert _prompts("subject", None, 1024, ["a dog", "a TOK"]) == ["a dog", "a TOK"]
+
+
+@pytest.mark.parametrize("native", [96, 1024])
+def test_several_subjects_are_drawn_alone_and_together(native: int) -> None:
+    both = [Subject("ANNA", "woman"), Subject("BOB")]
+    prompts = preview.prompts(both, "subject", native)
+    assert [("ANNA woman" in prompt, "BOB" in prompt) for prompt in prompts] == [
+        *((True, False), (False, True), (True, True), (False, False))
+    ]
+    assert len({prompt.partition("ANNA woman")[2] or prompt.partition("BOB")[2] for prompt in prompts[:2]}) == 2
+    styles = preview.prompts(both, "style", native)
+    assert [prompt.rpartition("in the style of ")[2] for prompt in styles[:2]] == ["ANNA", "BOB"]
+    assert len(styles) == 3
+    assert len(preview.prompts(both, "subject", native, most=1)) == 3
 
 
 def test_too_many_prompts_are_refused_by_name() -> None:

@@ -13,6 +13,7 @@ from tests.test_request import a_request
 
 DECIDED: dict[str, Any] = {
     "base": "toyflux",
+    "guidance_embeds": True,
     "learning_rate": 2e-3,
     "resolutions": (64, 96),
     "seed": 5,

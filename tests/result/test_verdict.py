@@ -77,3 +77,15 @@ def test_a_value_meets_the_words_at_their_bounds_whichever_way_is_better(weak: f
     assert verdict.scaled(clear, weak, clear) == pytest.approx(CLEAR_FROM)
     assert verdict.scaled(weak + 9 * (weak - clear), weak, clear) == 0
     assert verdict.scaled(clear + 9 * (clear - weak), weak, clear) == 1
+
+
+def test_subjects_whose_words_are_mixed_up_are_told_apart_from_other_leaks() -> None:
+    mixed = dataclasses.replace(GOOD, other=0.9)
+    [finding] = [
+        f
+        for f in verdict.of(dataclasses.replace(SOUND, unseen=mixed), "ANNA or BOB", "subject", 0.5).findings
+        if f.name == "own_word"
+    ]
+    assert finding.word == "none"
+    assert finding.says == "The words are mixed up: each calls what belongs to another of ANNA or BOB."
+    assert _words(unseen=dataclasses.replace(GOOD, other=0.1))["own_word"] == "clear"

@@ -11,6 +11,7 @@ from lora.flux import adapter, flow
 from lora.flux.encode import Example, Text
 from lora.training import examine, prior
 from lora.training.examine import Examination, Questions
+from lora.trigger import Subject
 
 SCHEDULER = {"use_dynamic_shifting": False, "shift": 3.0}
 
@@ -18,7 +19,7 @@ SCHEDULER = {"use_dynamic_shifting": False, "shift": 3.0}
 def _questions() -> Questions:
     same = {"a TOK": "a VEK", "a TOK on a table": "a VEK"}
     return Questions(
-        captions=dict.fromkeys(examine.OTHERS, same), apart=["a red house"], word="TOK", near=["TEK"], far=["VEK"]
+        captions=dict.fromkeys(examine.OTHERS, same), apart=["a red house"], near={"TOK": ["TEK"]}, far=["VEK"]
     )
 
 
@@ -42,7 +43,8 @@ def test_an_example_is_known_by_its_photo_at_any_size(examples: list[Example]) -
 
 
 def test_the_questions_have_another_word_in_the_triggers_place_and_none_is_among_the_preservation_prompts() -> None:
-    asked = examine.questions(["a TOK on grass", "TOK, close-up"], "TOK", "otter", ("captions", "near"), 5)
+    captions = dict.fromkeys(["a TOK on grass", "TOK, close-up"], Subject("TOK", "otter"))
+    asked = examine.questions(captions, ("captions", "near"), 5)
     assert asked.captions["noun"]["a TOK on grass"] == "a otter on grass"
     for kind in examine.OTHERS:
         for caption, other in asked.captions[kind].items():
@@ -50,6 +52,15 @@ def test_the_questions_have_another_word_in_the_triggers_place_and_none_is_among
             assert other.replace(other.split()[1] if caption.startswith("a") else other.split(",")[0], "") != other
     assert len(asked.apart) == examine.PROMPTS
     assert {*asked.apart, "a otter on grass"} < {*asked.prompts()}
+
+
+def test_of_several_subjects_each_picture_is_asked_about_under_its_own_word_and_under_the_others() -> None:
+    anna, bob = Subject("ANNA"), Subject("BOB", "otter")
+    asked = examine.questions({"ANNA beside BOB": anna, "a BOB": bob}, ("captions",), 5)
+    assert asked.captions["other"] == {"ANNA beside BOB": "BOB beside BOB", "a BOB": "a ANNA"}
+    assert asked.captions["noun"] == {"ANNA beside BOB": "thing beside BOB", "a BOB": "a otter"}
+    assert asked.captions["far"]["ANNA beside BOB"].endswith(" beside BOB")
+    assert {*asked.near} == {"ANNA", "BOB"}
 
 
 def test_a_look_is_the_flow_loss_on_its_noise_and_timestep(
@@ -87,7 +98,8 @@ def test_a_lora_that_changes_nothing_gains_nothing_and_has_not_moved(
     assert glance.loss == pytest.approx(before)
     assert (glance.own, glance.unseen, glance.drift) == pytest.approx((0, 0, 0), abs=1e-5)
     assert measured.unseen is not None
-    assert dataclasses.astuple(measured.trained) == pytest.approx((0, 0, 0, 0), abs=1e-5)
+    assert dataclasses.astuple(measured.trained)[:4] == pytest.approx((0, 0, 0, 0), abs=1e-5)
+    assert measured.trained.other is None
 
 
 def test_a_lora_that_changes_something_is_measured_and_held_out_pictures_only_while_they_are(
@@ -119,5 +131,5 @@ def test_words_that_the_text_encoder_hardly_tells_apart_are_named() -> None:
         return {"pooled": torch.tensor(pooled), "prompt_embeds": torch.zeros(1, 1)}
 
     texts = {"a TOK": text(1, 0), "a TEK": text(1, 0.1), "a KIP": text(1, 1.2), "a VEK": text(0.5, 1)}
-    asked = dataclasses.replace(_questions(), near=["TEK", "KIP"])
+    asked = dataclasses.replace(_questions(), near={"TOK": ["TEK", "KIP"]})
     assert examine.confusable(asked, texts) == ["TEK"]

@@ -1,12 +1,16 @@
 """The prompts of prior preservation: of every kind, and never with the trigger word."""
 
-from typing import Any
+from collections.abc import Sequence
 
 from lora.training import prompts, words
+from lora.trigger import Subject
 
 
-def said(*arguments: Any, **named: Any) -> list[str]:
-    return [asked.prompt for asked in prompts.apart(*arguments, **named)]
+def said(
+    captions: Sequence[str], word: str, count: int, seed: int, kinds: Sequence[str], noun: str | None = None
+) -> list[str]:
+    of_one = dict.fromkeys(captions, Subject(word, noun))
+    return [asked.prompt for asked in prompts.apart(of_one, count, seed, kinds)]
 
 
 KINDS = ("things", "made-up words", "captions")
@@ -71,6 +75,18 @@ def test_a_trigger_word_inside_another_word_is_none_and_an_ordinary_one_stands_i
 
 
 def test_a_prompt_that_comes_from_a_caption_knows_it() -> None:
-    asked = prompts.apart(["a TOK on grass", "TOK asleep"], "TOK", 40, 1, ("captions", "near", "noun", "natural"))
+    captions = dict.fromkeys(["a TOK on grass", "TOK asleep"], Subject("TOK"))
+    asked = prompts.apart(captions, 40, 1, ("captions", "near", "noun", "natural"))
     assert [one.caption is None for one in asked] == [False, False, False, True] * 10
     assert all(one.caption.split()[-1] == one.prompt.split()[-1] for one in asked if one.caption)
+
+
+def test_of_several_subjects_no_word_stands_in_any_prompt_and_each_comes_with_its_own_noun() -> None:
+    anna, bob = Subject("ANNA", "woman"), Subject("BOB", "otter")
+    captions = {"ANNA beside BOB on a sofa": anna, "BOB on grass": bob, "a BOB asleep": bob}
+    asked = prompts.apart(captions, 80, 1, ("captions", "near", "noun", "natural"))
+    assert not [one.prompt for one in asked if {"anna", "bob"} & {*one.prompt.casefold().split()}]
+    nouns = [one.prompt for one in asked[2::4]]
+    assert any(prompt.startswith("woman beside ") and prompt.endswith(" on a sofa") for prompt in nouns)
+    assert {"otter on grass", "a otter asleep"} <= {*nouns}
+    assert not [prompt for prompt in nouns if "woman" in prompt and "sofa" not in prompt]

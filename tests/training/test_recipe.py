@@ -3,6 +3,7 @@
 import pytest
 
 from lora.training import prompts, recipe
+from lora.trigger import Subject
 
 
 @pytest.mark.parametrize("lora_type", ["subject", "style"])
@@ -35,4 +36,4 @@ def test_the_rate_falls_with_the_root_of_a_rank_above_16_and_says_so() -> None:
 
 @pytest.mark.parametrize("row", [*recipe.FLUX_DEV.values(), *recipe.TOY.values()])
 def test_every_row_asks_for_kinds_of_prompts_that_exist(row: recipe.Recipe) -> None:
-    assert len(prompts.apart(["a TOK"], "TOK", row.prior_prompts, 1, row.prior_kinds)) == row.prior_prompts
+    assert len(prompts.apart({"a TOK": Subject("TOK")}, row.prior_prompts, 1, row.prior_kinds)) == row.prior_prompts
