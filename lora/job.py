@@ -12,9 +12,9 @@ import transformers
 from PIL import Image
 
 from captioner import caption, text
-from captioner.text import Caption, Rules
+from captioner.text import Rules
 from lora import disk, repack, trigger, wait
-from lora.desk import Desk
+from lora.desk import Captioned, Desk, Encoded, Gathered
 from lora.file import weights
 from lora.file.names import Pair
 from lora.flux import base, encode, hardware
@@ -22,7 +22,6 @@ from lora.flux import eye as eyes
 from lora.flux.base import Base
 from lora.pictures import archive, background, buckets, photos, subjects, survey, views
 from lora.pictures.photos import Photo
-from lora.pictures.views import Box
 from lora.presets import PRIORITIES
 from lora.request import NO_SECRETS, Secrets, TrainRequest, parse_prompts
 from lora.result import hub, preview, record, report, tarball, verdict
@@ -34,45 +33,6 @@ from lora.training.decide import Decided
 from lora.training.learn import Learned, Material
 from lora.training.watch import WARNING, Audience, Log, Metric, Remembering, Stages
 from lora.trigger import Subject
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Gathered:
-    """What a training begins with: pictures, base, decisions, and the LoRA that it goes on from."""
-
-    found: Sequence[Photo]
-    sizes: Mapping[str, tuple[int, int]]
-    """Width and height of each photo, upright, by its name."""
-    data: str
-    """SHA-256 of pictures and captions."""
-    flux: Base
-    modules: Sequence[str]
-    """Names of the layers to train."""
-    rules: Mapping[str, Rules]
-    """Of the captions, by trigger word."""
-    decided: Decided
-    start: Mapping[str, Pair] | None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Captioned:
-    """A caption for every picture, by its name."""
-
-    captions: Mapping[str, Caption]
-    subjects: Mapping[str, Subject]
-    """By trigger word; with the class noun that its folder's name has or the captioning model saw."""
-    boxes: Mapping[str, Box]
-    """Where the subject is in each picture, where the model was asked and said so."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Encoded:
-    """What is trained on, and how each picture looks."""
-
-    material: Material
-    thumbnails: Mapping[str, bytes]
-    decided: Decided
-    """With what was decided meanwhile."""
 
 
 def run(

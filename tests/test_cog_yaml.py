@@ -88,7 +88,12 @@ def test_the_image_takes_what_the_model_runs_on_and_nothing_that_a_user_lays_bes
     configs = [yaml.safe_load((ROOT / name).read_text(encoding="utf-8")) for name in ("cog.yaml", "cog.generate.yaml")]
     files = {config[key].partition(":")[0] for config in configs for key in {"predict", "train"} & config.keys()}
     files |= {config["build"]["python_requirements"] for config in configs} | {"cog.yaml", "cog.generate.yaml"}
-    files |= {file.name for file in ROOT.iterdir() if (file / "__init__.py").is_file()} - {"tests", "bench", "script"}
+    files |= {file.name for file in ROOT.iterdir() if (file / "__init__.py").is_file()} - {
+        "tests",
+        "bench",
+        "script",
+        "server",
+    }
     assert files <= taken
 
 

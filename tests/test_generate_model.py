@@ -284,7 +284,9 @@ def test_a_prompt_longer_than_the_base_reads_is_warned_of(artist: Server) -> Non
 
 def test_mistakes_are_told_and_the_next_drawing_is_as_ever(artist: Server, tmp_path: Path) -> None:
     [before] = _drawn(artist)
-    assert "extra_lora: 'no/where/here' looks like a version of a model" in _refused(artist, extra_lora="no/where/here")
+    assert "extra_lora: 'no/where/here' is no file here, and a version of a model" in _refused(
+        artist, extra_lora="no/where/here"
+    )
     (tmp_path / "pickle.tar").write_bytes(b"\x80\x04\x95")
     assert "lora_weights: pickle.tar" in _refused(artist, lora_weights=str(tmp_path / "pickle.tar"))
     assert "width and height, and height is missing" in _refused(artist, aspect_ratio="custom", width=96)

@@ -129,13 +129,7 @@ async def create_run(
     key = request.headers.get("idempotency-key", "").strip()[:255] or None
     if key and (before := await _same(session, owner, key, digest)):
         return before
-    if await runs.count_open(session, caller.id) >= context.settings.open_jobs:
-        raise Problem(
-            429,
-            "Too many open jobs",
-            f"{context.settings.open_jobs} of your trainings and predictions wait or run; try again when one has ended",
-            {"Retry-After": "30"},
-        )
+    await _check_open_jobs(context, session, owner)
     webhook, events = _webhook(body, context)
     named = body.tags if body.tags is not None else request.headers.get("tags", "").split(",")
     tags = check_tags(named)
@@ -181,15 +175,32 @@ async def create_run(
         tags=tags,
         token=token,
     )
+    return await _queued(session, run, found.model.id)
+
+
+async def _check_open_jobs(context: Context, session: AsyncSession, owner: int) -> None:
+    """Raises Problem where the account has as many runs waiting or running as it may."""
+    if await runs.count_open(session, owner) >= context.settings.open_jobs:
+        raise Problem(
+            429,
+            "Too many open jobs",
+            f"{context.settings.open_jobs} of your trainings and predictions wait or run; try again when one has ended",
+            {"Retry-After": "30"},
+        )
+
+
+async def _queued(session: AsyncSession, run: Run, model_id: int) -> Run:
+    """The run, written down and in the queue; or the one that the same request made at the same time."""
     session.add(run)
     try:
         await session.flush()
     except IntegrityError:  # the same request, at the same time
+        owner, key, digest = run.account_id, run.idempotency_key, run.body_digest
         await session.rollback()
         before = await _same(session, owner, key or "", digest)
         assert before is not None
         return before
-    await session.execute(update(Model).where(Model.id == found.model.id).values(run_count=Model.run_count + 1))
+    await session.execute(update(Model).where(Model.id == model_id).values(run_count=Model.run_count + 1))
     await runs.enqueue(session, run)
     await session.commit()
     return run

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
-from bench import step
+from bench.speed import ways
 from lora.flux import adapter, encode, flow, forward
 from lora.flux.encode import Example, Text
 from tests.flux.test_layer import in_float8
@@ -124,7 +124,7 @@ def test_every_attentions_gradient_lies_alike_in_memory_which_in_diffusers_model
     _, wanted = _learn(flux, texts, 1)
     assert set(gradients_alike) == {True, False}
     gradients_alike.clear()
-    with step.in_one_layout(flux):
+    with ways.in_one_layout(flux):
         _, mended = _learn(flux, texts, 1)
     assert gradients_alike == [True] * 4
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(mended, wanted, strict=True))
