@@ -50,8 +50,8 @@ def is_ordinary(word: str) -> bool:
 def of_ordinary(trigger_words: Iterable[str]) -> list[str]:
     """A warning for each trigger word that is an ordinary one."""
     return [
-        f"trigger_word: {word!r} is an ordinary word, so what is learned will show wherever a prompt has it; a word that"
-        " means nothing, such as TOK, keeps the two apart"
+        f"trigger_word: {word!r} is an ordinary word, so what is learned will show wherever a prompt has it; a word"
+        " that means nothing, such as TOK, keeps the two apart"
         for word in trigger_words
         if is_ordinary(word)
     ]
