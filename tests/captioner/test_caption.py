@@ -73,7 +73,6 @@ def paths(tmp_path: Path) -> dict[str, Path]:
     (tmp_path / "pictures").mkdir()
     for i, path in enumerate(named.values()):
         picture = Image.new("RGB", (40 + i, 30), (40 * i, 0, 99))
-        picture.paste("white", (0, 0, 9, 9))  # one colour alone would be refused
         picture.paste((250, 40 * i, 0), (5 + 4 * i, 5, 15 + 4 * i, 25))  # one colour alone would be a blank picture
         picture.save(path)
     return named
