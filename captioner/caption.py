@@ -141,9 +141,8 @@ def caption_all(
     `rules` holds those of each picture by the same names: pictures of one subject have the same. `given` holds the
     users' own captions. They win, unless `captioning` is "all" and the model can be asked: then it writes for every
     picture, and they are kept beside its captions. "disabled" asks it for none, "automatic" for those that are missing.
-    `model` is a folder or Hub id, None means MODEL. `read` decodes one file to an upright RGB picture, in threads;
-    `fetch` brings a model of the Hub. ValueError where the rules cannot be kept, RuntimeError where the model is needed
-    and cannot be loaded.
+    `model` is a folder or Hub id, None means MODEL. `read` decodes one file to an upright RGB picture, in threads.
+    ValueError where the rules cannot be kept, RuntimeError where the model is needed and cannot be loaded.
     """
     for one in dict.fromkeys(rules.values()):
         text.check(one)
@@ -164,13 +163,9 @@ def caption_all(
                 asked = {name: path for name, path in mine.items() if name in wanted}
                 written, noun = caption_pictures(captioner, asked, one, read=read, batch_size=batch_size, log=log)
                 nouns[one.trigger_word] = noun
-                for name, made in written.items():
-                    if name not in given:
-                        captions[name] = made
-                    elif made.source == "template":  # which says less than what the user wrote
-                        captions[name] = replace(captions[name], note=made.note)
-                    else:
-                        captions[name] = replace(made, own=given[name])
+                captions |= {
+                    name: text.beside(made, captions.get(name), given.get(name)) for name, made in written.items()
+                }
                 for warning in look_at(captioner, mine, one.kind, noun, read=read, batch_size=batch_size, log=log):
                     log(f"warning: {warning}")
                 if locating:

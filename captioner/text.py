@@ -126,6 +126,14 @@ def of_word(rules: Rules, word: str, class_noun: str | None) -> Rules:
     return made
 
 
+def beside(made: Caption, own: Caption | None, given: str | None) -> Caption:
+    """The model's caption, with the text that the user gave beside it; the user's own where the model's is a template,
+    which says less."""
+    if own is None or given is None:
+        return made
+    return replace(own, note=made.note) if made.source == "template" else replace(made, own=given)
+
+
 # --- the three ways to a caption
 
 
