@@ -160,6 +160,21 @@ def test_pictures_are_looked_at_captioned_packed_and_refused_without_a_start(
         assert packed.read("b.png") == two
 
 
+@pytest.mark.slow
+def test_the_captioner_is_asked_and_what_is_written_by_hand_stays(browser: httpx.Client) -> None:
+    id = "captions2345captions2345ab"
+    with zipfile.ZipFile(ROOT / "examples" / "subject.zip") as archive:
+        for name in ("01.png", "02.png"):
+            browser.post(f"/drafts/{id}/files", files={"file": (name, archive.read(name))})
+    browser.post(f"/drafts/{id}/look")
+    said = browser.post(f"/drafts/{id}/caption", data={"trigger_word": "TOK", "caption:01.png": "[trigger] sits"}).text
+    assert "the captioning model" in said  # is not here
+    assert "[trigger] sits" in said
+    written = browser.post(f"/drafts/{id}/caption", data={"caption:02.png": "by hand"}).text
+    assert 'class="error" role' not in written
+    assert "2 with a caption" in written
+
+
 def test_nothing_of_an_account_is_shown_to_another(
     served: Served, browser: httpx.Client, stranger: httpx.Client, drawing: "replicate.prediction.Prediction"
 ) -> None:
