@@ -116,9 +116,10 @@ def test_fields_keep_the_schemas_order_and_a_form_says_only_what_was_changed(htt
     fields = form.fields(schema, True)
     order = [schema["components"]["schemas"]["TrainingInput"]["properties"][name]["x-order"] for name in fields]
     assert order == sorted(order)
-    sent = {"training_steps": "12", "priority": "quality", "trigger_word": " TOK ", "hf_private": "on", "seed": "x"}
+    on = {name: "on" for name, field in fields.items() if field.kind == "switch" and field.default}
+    sent = {"training_steps": "12", "priority": "quality", "trigger_word": " TOK ", "seed": "x", **on}
     assert form.parse(fields, sent) == {"training_steps": 12, "trigger_word": "TOK", "seed": "x"}
-    assert form.parse(fields, {}) == {"hf_private": False}
+    assert form.parse(fields, {}) == {name: False for name in on}
 
 
 def test_pictures_are_looked_at_captioned_packed_and_refused_without_a_start(
