@@ -121,9 +121,8 @@ async def create_run(
     called: str = "",
     source: str = "api",
 ) -> Run:
-    """Checks the input, writes the record and puts it into the queue. Raises Problem, and Refused for the input.
-
-    `called` is the model's name as it was sent."""
+    """Checks the input, writes the record and queues it. Raises Problem, and Refused for the input. `called` is the
+    model's name as it was sent."""
     context, base, owner = of_request(request), base_url(request), caller.id
     digest = hashlib.sha256(f"{found.version.id} {body.model_dump_json()}".encode()).hexdigest()
     key = request.headers.get("idempotency-key", "").strip()[:255] or None
@@ -137,10 +136,7 @@ async def create_run(
             {"Retry-After": "30"},
         )
     webhook, events = _webhook(body, context)
-    named = body.tags if body.tags is not None else request.headers.get("tags", "").split(",")
-    tags = check_tags(named)
-    trains = kind == "training" or called == catalog.ANSWERS_WITH_ID
-    id = accounts.new_id()
+    id, trains = accounts.new_id(), kind == "training" or called == catalog.ANSWERS_WITH_ID
     taken = await inputs.take(
         session,
         context.store,
@@ -178,7 +174,7 @@ async def create_run(
         idempotency_key=key,
         body_digest=digest,
         source=source,
-        tags=tags,
+        tags=_tags(request, body),
         token=token,
     )
     session.add(run)
@@ -193,6 +189,10 @@ async def create_run(
     await runs.enqueue(session, run)
     await session.commit()
     return run
+
+
+def _tags(request: Request, body: NewRun) -> list[str]:
+    return check_tags(request.headers.get("tags", "").split(",") if body.tags is None else body.tags)
 
 
 async def _guard(
