@@ -121,9 +121,8 @@ async def create_run(
     called: str = "",
     source: str = "api",
 ) -> Run:
-    """Checks the input, writes the record and puts it into the queue. Raises Problem, and Refused for the input.
-
-    `called` is the model's name as it was sent."""
+    """Checks the input, writes the record and queues it. Raises Problem, and Refused for the input. `called` is the
+    model's name as it was sent."""
     context, base, owner = of_request(request), base_url(request), caller.id
     digest = hashlib.sha256(f"{found.version.id} {body.model_dump_json()}".encode()).hexdigest()
     key = request.headers.get("idempotency-key", "").strip()[:255] or None
@@ -131,10 +130,7 @@ async def create_run(
         return before
     await _check_open_jobs(context, session, owner)
     webhook, events = _webhook(body, context)
-    named = body.tags if body.tags is not None else request.headers.get("tags", "").split(",")
-    tags = check_tags(named)
-    trains = kind == "training" or called == catalog.ANSWERS_WITH_ID
-    id = accounts.new_id()
+    id, trains = accounts.new_id(), kind == "training" or called == catalog.ANSWERS_WITH_ID
     taken = await inputs.take(
         session,
         context.store,
@@ -172,7 +168,7 @@ async def create_run(
         idempotency_key=key,
         body_digest=digest,
         source=source,
-        tags=tags,
+        tags=_tags(request, body),
         token=token,
     )
     return await _queued(session, run, found.model.id)
@@ -204,6 +200,10 @@ async def _queued(session: AsyncSession, run: Run, model_id: int) -> Run:
     await runs.enqueue(session, run)
     await session.commit()
     return run
+
+
+def _tags(request: Request, body: NewRun) -> list[str]:
+    return check_tags(request.headers.get("tags", "").split(",") if body.tags is None else body.tags)
 
 
 async def _guard(

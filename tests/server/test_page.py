@@ -116,9 +116,10 @@ def test_fields_keep_the_schemas_order_and_a_form_says_only_what_was_changed(htt
     fields = form.fields(schema, True)
     order = [schema["components"]["schemas"]["TrainingInput"]["properties"][name]["x-order"] for name in fields]
     assert order == sorted(order)
-    sent = {"training_steps": "12", "priority": "quality", "trigger_word": " TOK ", "hf_private": "on", "seed": "x"}
+    on = {name: "on" for name, field in fields.items() if field.kind == "switch" and field.default}
+    sent = {"training_steps": "12", "priority": "quality", "trigger_word": " TOK ", "seed": "x", **on}
     assert form.parse(fields, sent) == {"training_steps": 12, "trigger_word": "TOK", "seed": "x"}
-    assert form.parse(fields, {}) == {"hf_private": False}
+    assert form.parse(fields, {}) == {name: False for name in on}
 
 
 def test_pictures_are_looked_at_captioned_packed_and_refused_without_a_start(
@@ -158,6 +159,21 @@ def test_pictures_are_looked_at_captioned_packed_and_refused_without_a_start(
         assert sorted(packed.namelist()) == ["a.png", "a.png.txt", "b.png"]
         assert packed.read("a.png.txt") == b"[trigger] <sits>"
         assert packed.read("b.png") == two
+
+
+@pytest.mark.slow
+def test_the_captioner_is_asked_and_what_is_written_by_hand_stays(browser: httpx.Client) -> None:
+    id = "captions2345captions2345ab"
+    with zipfile.ZipFile(ROOT / "examples" / "subject.zip") as archive:
+        for name in ("01.png", "02.png"):
+            browser.post(f"/drafts/{id}/files", files={"file": (name, archive.read(name))})
+    browser.post(f"/drafts/{id}/look")
+    said = browser.post(f"/drafts/{id}/caption", data={"trigger_word": "TOK", "caption:01.png": "[trigger] sits"}).text
+    assert "the captioning model" in said  # is not here
+    assert "[trigger] sits" in said
+    written = browser.post(f"/drafts/{id}/caption", data={"caption:02.png": "by hand"}).text
+    assert 'class="error" role' not in written
+    assert "2 with a caption" in written
 
 
 def test_nothing_of_an_account_is_shown_to_another(
