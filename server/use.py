@@ -92,24 +92,34 @@ async def export(session: AsyncSession, store: Store, account: int, tag: str, ou
         for run in (await session.scalars(chosen)).all():
             ids = objects.files_in(run.output)
             found = (await session.scalars(select(File).where(File.id.in_(ids), File.account_id == account))).all()
+            loras = await _loras(session, run)
             for file in found:
                 name = f"{run.kind}s/{run.id}-{ids.index(file.id)}{Path(file.name).suffix}"
                 await store.copy_to(file.id, part)
                 packed.write(part, name)
                 number += 1
-                writer.writerow(_row(run, name))
+                writer.writerow(_row(run, name, loras))
             if not found:
-                writer.writerow(_row(run, ""))
+                writer.writerow(_row(run, "", loras))
         packed.writestr("runs.csv", table.getvalue())
     part.unlink(missing_ok=True)
     return number
 
 
-def _row(run: Run, name: str) -> list[str]:
+async def _loras(session: AsyncSession, run: Run) -> Json:
+    """The SHA-256 of each LoRA's file, by the input that named it; null where the file has been deleted."""
+    kept = {name: ids if isinstance(ids, list) else [ids] for name, ids in run.weights.items()}
+    wanted = [id for ids in kept.values() for id in ids if id]
+    rows = (await session.execute(select(File.id, File.sha256).where(File.id.in_(wanted)))).all()
+    hashes: dict[str, str] = {id: digest for id, digest in rows}
+    return {name: [hashes.get(id) for id in ids] for name, ids in kept.items()}
+
+
+def _row(run: Run, name: str, loras: Json) -> list[str]:
     words = {key: value for key, value in run.input.items() if key not in ("prompt", "seed")}
     values = [name, run.id, run.kind, run.status, run.destination or run.model, run.version]
     values += [str(run.input.get("prompt", "")), str(run.input.get("seed", "")), ", ".join(run.tags)]
-    values += [json.dumps(run.weights), json.dumps(words, ensure_ascii=False), objects.moment(run.created_at) or ""]
+    values += [json.dumps(loras), json.dumps(words, ensure_ascii=False), objects.moment(run.created_at) or ""]
     return [_safe(value) for value in values]
 
 
