@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from captioner import caption, questions, text
+from captioner import model as captioner_model
 from lora.pictures import buckets
 from tests import tiny_qwen
 
@@ -84,7 +85,7 @@ def measure(model: Path, scratch: Path, count: int, tokens: int) -> dict[str, fl
         torch.cuda.reset_peak_memory_stats()
 
     started = time.perf_counter()
-    with caption.load(str(model), device, dtype) as captioner:
+    with captioner_model.load(str(model), device, dtype) as captioner:
         figures["load, s"] = time.perf_counter() - started
         figures["peak in loading, GB"] = _peak()
         captioner.model.generation_config.eos_token_id = None  # so that no answer ends early
@@ -100,7 +101,12 @@ def measure(model: Path, scratch: Path, count: int, tokens: int) -> dict[str, fl
         def read() -> list[Image.Image]:
             with ThreadPoolExecutor() as pool:
                 return list(
-                    pool.map(lambda path: caption.fit_to_model(buckets.read_picture(path, caption.MAX_PIXELS)), paths)
+                    pool.map(
+                        lambda path: captioner_model.fit_to_model(
+                            buckets.read_picture(path, captioner_model.MAX_PIXELS)
+                        ),
+                        paths,
+                    )
                 )
 
         reading, pictures = _timed(read)

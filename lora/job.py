@@ -12,6 +12,7 @@ import transformers
 from PIL import Image
 
 from captioner import caption, text
+from captioner import model as captioner_model
 from captioner.text import Rules
 from lora import disk, repack, trigger, wait
 from lora.desk import Captioned, Desk, Encoded, Gathered
@@ -80,7 +81,7 @@ def run(
         others = lent.enter_context(ranks.started(together, decided.plan.device, work, log))
         tracked = lent.enter_context(_tracking(desk, decided))
         asked = _captioner(desk, gathered.found)
-        lent.enter_context(gathered.flux.read_ahead(caption.weights_at_hand(asked) if asked else ()))
+        lent.enter_context(gathered.flux.read_ahead(captioner_model.weights_at_hand(asked) if asked else ()))
         captioned = caption_all(desk, gathered)
         encoded = encode_all(desk, gathered, captioned)
         told = Audience(log=log, metric=metric, stage=desk.stage, tracked=tracked)
@@ -166,7 +167,7 @@ def caption_all(desk: Desk, gathered: Gathered) -> Captioned:
             device=plan.device,
             dtype=plan.dtype,
             read=buckets.read_picture,
-            fetch=lambda name: wait.interruptibly(lambda: caption.download(name)),
+            fetch=lambda name: wait.interruptibly(lambda: captioner_model.download(name)),
             log=desk.log,
             locating=desk.request.subject_crop and desk.request.lora_type == "subject",
         )
@@ -322,8 +323,8 @@ def _base(desk: Desk, found: Sequence[Photo]) -> Base:
     if base.is_here(name, desk.gpu):
         return base.find(name, desk.gpu, token)
     asked = _captioner(desk, found)
-    if asked and not caption.is_at_hand(asked):
-        wait.meanwhile(lambda: caption.download(asked))
+    if asked and not captioner_model.is_at_hand(asked):
+        wait.meanwhile(lambda: captioner_model.download(asked))
     with desk.stage("fetching the base"):
         desk.log(f"{name or base.FLUX_DEV}, from the Hugging Face Hub: on first use all of its files are downloaded")
         return base.find(name, desk.gpu, token)
@@ -331,7 +332,7 @@ def _base(desk: Desk, found: Sequence[Photo]) -> Base:
 
 def _captioner(desk: Desk, found: Sequence[Photo]) -> str | None:
     """The captioning model, where it will be asked about these pictures."""
-    model, missing = desk.captioner or caption.MODEL, sum(photo.caption is None for photo in found)
+    model, missing = desk.captioner or captioner_model.MODEL, sum(photo.caption is None for photo in found)
     device, captioning = "cuda" if desk.gpu else "cpu", desk.request.captioning
     asking, _ = caption.whether_to_ask(model, device, captioning=captioning, missing=missing, of=len(found))
     return model if asking else None

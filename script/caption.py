@@ -179,10 +179,10 @@ def _at_hand(model: str | None) -> str | None:
     """The captioning model where it can be asked: it is here, or there is a GPU for it."""
     import torch  # only now: it is slow to load
 
-    from captioner import caption
+    from captioner import model as captioner_model
 
-    name = model or caption.MODEL
-    return name if torch.cuda.is_available() or caption.is_at_hand(name) else None
+    name = model or captioner_model.MODEL
+    return name if torch.cuda.is_available() or captioner_model.is_at_hand(name) else None
 
 
 def _machine() -> Mapping[str, Any]:
@@ -196,12 +196,13 @@ def _machine() -> Mapping[str, Any]:
 def _seen(pictures: Pictures, rules: Rules, model: str) -> list[str]:
     """What the model sees that will train badly."""
     from captioner import caption
+    from captioner import model as captioner_model
     from lora.pictures import buckets
 
     where = _machine()
     size = caption.CPU_BATCH_SIZE if where["device"] == "cpu" else caption.BATCH_SIZE
     paths = {photo.name: photo.path for photo in pictures.found}
-    with caption.load(model, **where) as captioner:
+    with captioner_model.load(model, **where) as captioner:
         return caption.look_at(
             captioner, paths, rules.kind, None, read=buckets.read_picture, batch_size=size, log=cli.say
         )
@@ -217,12 +218,14 @@ def caption_folder(folder: Path, rules: Rules, captioning: str, model: str | Non
     for warning in pictures.warnings:
         print(f"warning: {warning}")
     from captioner import caption  # only now, as torch: it is slow to load
+    from captioner import model as captioner_model
     from lora.pictures import buckets
 
     if pictures.missing and captioning != "disabled" and _at_hand(model) is None:
         raise ValueError(
             f"{len(pictures.missing)} of {len(pictures.found)} pictures have no caption, and nothing was written: the"
-            f" captioning model {model or caption.MODEL} is not here, and is not downloaded for a machine without a"
+            f" captioning model {model or captioner_model.MODEL} is not here, and is not"
+            " downloaded for a machine without a"
             " GPU. Set CAPTIONER to a folder with a Qwen3-VL-Instruct model, or write a .txt beside each picture"
         )
     captions, _, _ = caption.caption_all(

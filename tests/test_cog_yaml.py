@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from captioner import caption
+from captioner import model as captioner_model
 from lora.flux import base
 from script import signature
 
@@ -107,5 +107,5 @@ def test_the_managed_weights_are_ready_to_be_switched_on():
         assert switched["model"].startswith("r8.im/")
         assert flux["source"] == {"uri": f"hf://{base.FLUX_DEV}", "include": list(base.FILES)}
         assert f"FLUX_BASE={flux['target']}" in active
-        assert [entry["source"]["uri"] for entry in more] == [f"hf://{caption.MODEL}"] * (file == "cog.yaml")
+        assert [entry["source"]["uri"] for entry in more] == [f"hf://{captioner_model.MODEL}"] * (file == "cog.yaml")
         assert all(f"CAPTIONER={entry['target']}" in active for entry in more)

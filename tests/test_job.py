@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load
 
-from captioner import caption
+from captioner import model as captioner_model
 from lora import job
 from lora.flux import base, generate, hardware, schnell
 from lora.flux.hardware import Gpu, Plan
@@ -231,13 +231,13 @@ def test_small_subjects_train_as_close_ups_too_and_are_held_out_with_their_pictu
             picture.save(data, "PNG")
             out.writestr(f"{i}.png", data.getvalue())
 
-    def answer(_: caption.Captioner, pictures: list[Image.Image], question: str, *__: object) -> list[str]:
+    def answer(_: captioner_model.Captioner, pictures: list[Image.Image], question: str, *__: object) -> list[str]:
         if "bbox" not in question:
             return ["A dog runs on sand."] * len(pictures)
         small = [round(picture.getpixel((0, 0))[0] / 30) % 2 for picture in pictures]  # type: ignore[index]
         return [f'{{"bbox_2d": [{500 if one else 0}, 333, 700, 600]}}' if one else "none" for one in small]
 
-    monkeypatch.setattr(caption.Captioner, "answer", answer)
+    monkeypatch.setattr(captioner_model.Captioner, "answer", answer)
     lines: list[str] = []
     desk = _desk(tmp_path / "eight.zip", work, lines, captioning="automatic", subject_crop=subject_crop)
     desk = dataclasses.replace(desk, captioner=str(tiny_qwen.build(tmp_path / "qwen")))
@@ -617,7 +617,7 @@ def test_the_captioning_model_is_fetched_beside_the_base_where_pictures_need_it(
         gpu=Gpu(name="a GPU", memory=80 * hardware.GIB),
     )
     asked, come = list[str](), threading.Event()
-    monkeypatch.setattr(caption, "download", lambda name: (asked.append(name), come.set()))
+    monkeypatch.setattr(captioner_model, "download", lambda name: (asked.append(name), come.set()))
     monkeypatch.setattr(base, "find", lambda *_: come.wait(20 if fetched else 0) is fetched and base.TOY)
     found, _ = photos.pair(work / "pictures", unpack(archive, work / "pictures"))
     assert job._base(desk, found) is base.TOY

@@ -19,20 +19,17 @@ from transformers import Qwen2VLImageProcessorPil
 
 from bench import captioner as benchmark
 from captioner import look, questions, text
-from captioner.caption import (
+from captioner.caption import caption_all, caption_pictures, locate, whether_to_ask
+from captioner.model import (
     GRID,
     MAX_PIXELS,
     MIN_PIXELS,
     MODEL,
     Captioner,
-    caption_all,
-    caption_pictures,
     fit_to_model,
     is_at_hand,
     load,
-    locate,
     weights_at_hand,
-    whether_to_ask,
 )
 from captioner.text import Rules
 from script import caption as command
