@@ -17,11 +17,9 @@ from lora.flux import flow
 from lora.flux.encode import Example, Text
 from lora.training.balance import Balance
 from lora.training.graphs import Pass, Passes
+from lora.training.masters import Masters
 from lora.training.prior import Prior
 from lora.training.ranks import ALONE, World
-
-BEHIND = 4
-"""Numbers behind the gradients in a row, of which the last is the loss: 16 bytes, by which a GPU reads."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -204,24 +202,25 @@ def _present(weights: Tensor | None) -> list[Tensor]:
     return [] if weights is None else [weights]
 
 
-def _views(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Parts of a flat tensor, one after the other, in the shapes of these."""
-    parts = torch.split(flat[: sum(one.numel() for one in like)], [one.numel() for one in like])
-    return [part.view_as(one) for part, one in zip(parts, like, strict=True)]
-
-
-def _averaged(world: World, flat: Tensor, *losses: Tensor) -> tuple[Tensor, ...]:
-    """Averages each row of `flat` over the ranks, and of the losses those that a row belongs to, all at once."""
-    if world.size == 1:
-        return losses
-    for row, loss in zip(flat, losses, strict=False):
-        row[-1] = loss
-    world.average(flat)
-    return *(row[-1].clone() for row in flat), *losses[len(flat) :]
-
-
 def _embeddings(texts: Mapping[str, Text], prompt: str) -> tuple[Tensor, Tensor]:
     return texts[prompt]["prompt_embeds"], texts[prompt]["pooled"]
+
+
+def shares_of(priors: Sequence[Prior], timestep_mean: float) -> list[float]:
+    """How often each state is looked at: half of the looks are where the logit-normal has most pictures, for
+    there other words must be told from the trigger word; half at any time, for all of a drawing must stay."""
+    return [flow.share_of_timesteps(prior.until, prior.since, timestep_mean, uniform_share=0.5) for prior in priors]
+
+
+def _masters(parameters: Sequence[torch.nn.Parameter], settings: Settings, rows: int) -> Masters:
+    return Masters(
+        parameters,
+        rows=rows,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        epsilon=settings.adam_epsilon,
+        ema_decay=settings.ema_decay,
+    )
 
 
 def fit(
@@ -238,100 +237,67 @@ def fit(
     """Trains `parameters` in place, a StepReport a step; on a GPU by recordings, where asked (`lora.training.graphs`).
 
     `texts` must hold every caption, the empty one, and every prior's prompt. Examples in `late` are trained on once
-    `settings.late_from` of the steps are over. A step whose gradient is not finite is
-    skipped on the device, without waiting for it, and counted. With several ranks in `world` each trains its rows of a
-    batch of `settings.batch_size` for each of them, and all move their weights by the same mean gradient; losses are
-    means too. The same arguments on the same machine give the same
-    weights, bit for bit on a CPU. Raises RuntimeError where the first step has no gradient, for it would train nothing
-    and say so nowhere; and CannotRecord.
+    `settings.late_from` of the steps are over. A step whose gradient is not finite is skipped on the device, without
+    waiting for it, and counted. With several ranks in `world` each trains its rows of a batch of `settings.batch_size`
+    for each of them, and all move their weights by the same mean gradient; losses are means too. The same arguments on
+    the same machine give the same weights, bit for bit on a CPU. Raises RuntimeError where the first step has no
+    gradient, for it would train nothing and say so nowhere; and CannotRecord.
     """
     rng = random.Random(settings.seed)
     device = parameters[0].device
     # On the training's own device: noise that comes from elsewhere would make every step wait for the one before.
     generator = torch.Generator(device).manual_seed(settings.seed + world.rank)
     everywhere = settings.batch_size * world.size
-    # Steps of 1e-4 vanish in bf16's 8 bits, so what is moved is in float32; on a CPU these are the parameters.
-    masters = [parameter.detach().float() for parameter in parameters]
-    # A row for the pictures and one for the preservation: the gradients, one after the other, and the loss behind them.
-    rows = 2 if priors and settings.prior_ratio else 1
-    flat = torch.zeros(rows, sum(master.numel() for master in masters) + BEHIND, device=device)
-    gradients, scratch = _views(flat[0], masters), _views(flat[-1], masters)
-    for master, gradient in zip(masters, gradients, strict=True):
-        master.grad = gradient
-    optimizer = torch.optim.AdamW(
-        masters,
-        lr=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        eps=settings.adam_epsilon,
-        fused=True,
-    )
-    means = [master.clone() for master in masters] if settings.ema_decay else []
-    # Half of the looks at the base's own draws are where the logit-normal has most pictures, for there other words must
-    # be told from the trigger; half at any time, for all of a drawing must stay (bench/NOTES.md).
-    shares = [flow.share_of_timesteps(p.until, p.since, settings.timestep_mean, uniform_share=0.5) for p in priors]
     balance = None
     if priors and settings.prior_ratio:
         balance = Balance(settings.prior_ratio, settings.prior_weight, device)
+    masters = _masters(parameters, settings, rows=2 if balance else 1)
+    shares = shares_of(priors, settings.timestep_mean)
     passes = Passes(parameters, generator)
     started = time.monotonic()
 
     def of_pictures(batch: Sequence[Example], captions: Sequence[str]) -> Pass:
-        size = batch[0].size
-        loss = functools.partial(picture_loss, transformer, size, generator, settings)
-        return ("pictures", size), loss, rows_of_examples(batch, captions, texts)
+        loss = functools.partial(picture_loss, transformer, batch[0].size, generator, settings)
+        return ("pictures", batch[0].size), loss, rows_of_examples(batch, captions, texts)
 
     def of_priors(batch: Sequence[Prior]) -> Pass:
-        size = batch[0].size
-        loss = functools.partial(prior_loss, transformer, size, settings.guidance)
-        return ("drawings", size), loss, rows_of_priors(batch, texts)
+        loss = functools.partial(prior_loss, transformer, batch[0].size, settings.guidance)
+        return ("drawings", batch[0].size), loss, rows_of_priors(batch, texts)
 
     if record:
         by_size = {example.size: [example] * settings.batch_size for example in [*examples, *late]}
+        drawn = {prior.size: [prior] * settings.batch_size for prior in priors if balance}
         every = [of_pictures(batch, [example.caption for example in batch]) for batch in by_size.values()]
-        if balance:
-            drawn = {prior.size: [prior] * settings.batch_size for prior in priors}
-            every += [of_priors(batch) for batch in drawn.values()]
+        every += [of_priors(batch) for batch in drawn.values()]
         passes.record(every)
     source = batches(examples, everywhere, rng, settings.half_above)
-    kept = skipped = in_a_row = torch.zeros((), device=device)
+    kept = torch.zeros((), device=device)
     for step in range(1, settings.steps + 1):
         if late and step == int(settings.late_from * settings.steps) + 1:
-            source = batches([*examples, *late], everywhere, rng)
+            source = batches([*examples, *late], everywhere, rng, settings.half_above)
         batch = next(source)
         captions = ["" if rng.random() < settings.caption_dropout_rate else example.caption for example in batch]
         rate = learning_rate_at(step, settings.steps, settings.learning_rate, settings.held)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
         passes.zero()
         loss = passes(*of_pictures(world.rows(batch), world.rows(captions)))
-        torch._foreach_copy_(gradients, passes.gradients)
+        torch._foreach_copy_(masters.gradients, passes.gradients)
         looks = balance is not None and step % settings.prior_every == 0
         if looks:
             passes.zero()
             kept = passes(*of_priors(world.rows(of_one_size(priors, shares, everywhere, rng))))
-            torch._foreach_copy_(scratch, passes.gradients)
-        loss, kept = _averaged(world, flat if looks else flat[:1], loss, kept)
+            torch._foreach_copy_(masters.scratch, passes.gradients)
+        loss, kept = masters.averaged(world, 2 if looks else 1, loss, kept)
         if balance and looks:
-            balance.add(gradients, scratch)
-        norm = torch.nn.utils.clip_grad_norm_(masters, 1.0)
-        # As torch.amp's GradScaler has fused optimizers skip a step: without reading the number.
-        optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
-        skipped, in_a_row = skipped + optimizer.found_inf, (in_a_row + 1) * optimizer.found_inf  # type: ignore[attr-defined]
+            balance.add(masters.gradients, masters.scratch)
+        norm = masters.step(rate, last=step == settings.steps)
         if step == 1 and norm == 0:
             raise RuntimeError(f"no gradient reaches the LoRA: torch {torch.__version__} does not train this model")
-        optimizer.step()
-        with torch.no_grad():
-            torch._foreach_copy_(list(parameters), masters)
-            if means:
-                torch._foreach_lerp_(means, masters, 1 - settings.ema_decay)
-                if step == settings.steps:
-                    torch._foreach_copy_(list(parameters), means)
         yield StepReport(
             step=step,
             loss=loss,
             prior_loss=kept,
-            skipped=skipped,
-            in_a_row=in_a_row,
+            skipped=masters.skipped,
+            in_a_row=masters.in_a_row,
             balance=balance,
             learning_rate=rate,
             seconds=time.monotonic() - started,

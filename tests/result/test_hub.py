@@ -297,7 +297,7 @@ def test_nothing_of_a_base_is_fetched_for_packing_but_its_layers_sizes(
     tar, lines, _ = _run(packing, tmp_path, flux_base="club/base")
     assert weights.read(_extracted(tar, tmp_path)).ranks == [4]
     decided = json.loads(_read(tar, "request.json"))["decided"]
-    assert decided.keys() == {"base", "resume_from_sha256"}
+    assert decided.keys() == {"base", "guidance_embeds", "resume_from_sha256"}
     assert decided["base"] == "club/base"
     assert "base: club/base; a LoRA is packed by the names and sizes of its layers alone" in lines
     wide = json.loads(config) | {"num_attention_heads": 8}

@@ -1,0 +1,85 @@
+"""The weights that the optimizer moves, in float32, with their gradients side by side and the step itself."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lora.training.ranks import World
+
+BEHIND = 4
+"""Numbers behind a row of gradients: the last is the row's loss, so that both go through one exchange; the others keep
+the rows' beginnings at multiples of 16 bytes."""
+
+
+class Masters:
+    """The trained weights in float32: steps of 1e-4 would vanish in bf16's 8 bits. On a CPU these are the parameters.
+
+    The gradients of the pictures (`gradients`) and of the preservation (`scratch`, where there are two rows) lie in one
+    flat tensor, which ranks average in one exchange.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[torch.nn.Parameter],
+        *,
+        rows: int,
+        learning_rate: float,
+        weight_decay: float,
+        epsilon: float,
+        ema_decay: float,
+    ) -> None:
+        """`ema_decay`: share of itself that the running mean of the weights keeps at each step; 0: no mean."""
+        self._parameters: list[Tensor] = list(parameters)
+        self._ema_decay = ema_decay
+        self.weights = [parameter.detach().float() for parameter in parameters]
+        device = parameters[0].device
+        self._flat = torch.zeros(rows, sum(weight.numel() for weight in self.weights) + BEHIND, device=device)
+        self.gradients, self.scratch = (_views(row, self.weights) for row in (self._flat[0], self._flat[-1]))
+        for weight, gradient in zip(self.weights, self.gradients, strict=True):
+            weight.grad = gradient
+        self._optimizer = torch.optim.AdamW(
+            self.weights, lr=learning_rate, weight_decay=weight_decay, eps=epsilon, fused=True
+        )
+        self._means = [weight.clone() for weight in self.weights] if ema_decay else []
+        self.skipped = self.in_a_row = torch.zeros((), device=device)
+        """Steps so far without a finite gradient, and the last ones of them without a sound step between."""
+
+    def averaged(self, world: World, rows: int, *losses: Tensor) -> tuple[Tensor, ...]:
+        """Averages the first `rows` rows of gradients over the ranks, and of the losses those that belong to them, all
+        at once; the losses."""
+        if world.size == 1:
+            return losses
+        flat = self._flat[:rows]
+        for row, loss in zip(flat, losses, strict=False):
+            row[-1] = loss
+        world.average(flat)
+        return *(row[-1].clone() for row in flat), *losses[rows:]
+
+    def step(self, rate: float, last: bool) -> Tensor:
+        """Moves the weights by `gradients`, cut to a norm of one, and the parameters with them; the norm before. After
+        the last step the parameters are the running mean, where there is one.
+
+        Where the norm is not finite nothing moves, and nothing waits for it: as torch.amp's GradScaler has fused
+        optimizers skip a step.
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        norm = torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
+        broken = (~torch.isfinite(norm)).float()
+        self._optimizer.found_inf = broken  # type: ignore[attr-defined]
+        self.skipped, self.in_a_row = self.skipped + broken, (self.in_a_row + 1) * broken
+        self._optimizer.step()
+        with torch.no_grad():
+            torch._foreach_copy_(self._parameters, self.weights)
+            if self._means:
+                torch._foreach_lerp_(self._means, self.weights, 1 - self._ema_decay)
+                if last:
+                    torch._foreach_copy_(self._parameters, self._means)
+        return norm
+
+
+def _views(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Parts of a flat tensor, one after the other, in the shapes of these."""
+    parts = torch.split(flat[: sum(one.numel() for one in like)], [one.numel() for one in like])
+    return [part.view_as(one) for part, one in zip(parts, like, strict=True)]
