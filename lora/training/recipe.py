@@ -93,7 +93,7 @@ TOY = {
         FLUX_DEV["style"],
         base="the toy base",
         learning_rate=8e-4,  # toy: 4e-4 learns less
-        **_TOY_PRIOR,
+        **{**_TOY_PRIOR, "prior_kinds": ("captions", "near", "things", "things")},  # toy: a style spreads further
     ),
 }
 
