@@ -323,8 +323,8 @@ def test_a_checkpoint_that_was_better_is_the_one_that_is_returned_drawn_and_reco
     """The real looks, but one of them is told to be better than the last."""
     glance, seen = Examination.glance, list[Glance]()
 
-    def better_at_six(self: Examination, unseen: bool) -> Glance:
-        seen.append(glance(self, unseen))
+    def better_at_six(self: Examination, unseen: bool, moved: bool = True) -> Glance:
+        seen.append(glance(self, unseen, moved))
         return dataclasses.replace(seen[-1], own=0.9 if len(seen) == 6 else 0.5, unseen=None)
 
     monkeypatch.setattr(Examination, "glance", better_at_six)

@@ -47,9 +47,13 @@ class Checkpoints:
         self._from = KEPT_FROM * steps
         self.kept: list[Checkpoint] = []
 
+    def keeps(self, step: int) -> bool:
+        """Whether the weights of this step are kept."""
+        return step >= self._from
+
     def keep(self, step: int, glance: Glance) -> None:
         """Keeps the weights of a step that is past half, where they are sound: where the loss is a number."""
-        if step >= self._from and math.isfinite(glance.loss):
+        if self.keeps(step) and math.isfinite(glance.loss):
             copies = [parameter.detach().to("cpu", FILE_DTYPE, copy=True) for parameter in self._parameters]
             self.kept.append(Checkpoint(step=step, glance=glance, weights=copies))
 

@@ -254,12 +254,13 @@ class Examination:
         losses = self._learned.losses("own")
         return sum(losses) / len(losses)
 
-    def glance(self, unseen: bool) -> Glance:
-        """The transformer as it is now; at held-out pictures only where `unseen`: they may be trained on by now."""
+    def glance(self, unseen: bool, moved: bool = True) -> Glance:
+        """The transformer as it is now; at held-out pictures only where `unseen`, for they may be trained on by now; at
+        the drift only where `moved`, for it costs looks of its own: else it is 0."""
         losses = self._learned.losses("own")
         own = gain(self._learned.base["own"], losses)
         held = gain(self._unseen.base["own"], self._unseen.losses("own")) if unseen and self._unseen else None
-        return Glance(loss=sum(losses) / LOOKS, own=own, unseen=held, drift=self._drift())
+        return Glance(loss=sum(losses) / LOOKS, own=own, unseen=held, drift=self._drift() if moved else 0.0)
 
     def last_look_at_unseen(self, glance: Glance) -> None:
         """To be called right after `glance`, while held-out pictures are still so: remembers all gains there."""

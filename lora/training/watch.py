@@ -182,10 +182,11 @@ class Watch:
         """To be called after every step; True where the training is to stop."""
         told = self._told
         if step in self._checkpoints.due:
-            glance = self._examination.glance(unseen=step <= self._held_out_until)
+            glance = self._examination.glance(unseen=step <= self._held_out_until, moved=self._checkpoints.keeps(step))
             self.checks.append((step, glance.loss))
             self._checkpoints.keep(step, glance)
-            values = {"validation_loss": glance.loss, "gain": glance.own, "drift": glance.drift}
+            values = {"validation_loss": glance.loss, "gain": glance.own}
+            values |= {"drift": glance.drift} if self._checkpoints.keeps(step) else {}
             before = self.checks[0][1]
             line = f"step {step}/{self._steps}: {glance.loss:.4f} on fixed noise, {before:.4f} before training"
             if glance.unseen is not None:
