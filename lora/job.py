@@ -187,7 +187,7 @@ def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
         spoken |= {seen.caption_of(said[name]): of[name] for name in parts}
         pictures = seen.pictures(gathered.found, said, parts, decided, thumbnails, log)
         examples = encode.encode_pictures(flux, decided.plan, pictures)
-        held_out = examine.hold_out([photo.name for photo in gathered.found], settings.seed)
+        held_out = examine.hold_out(examples, [photo.name for photo in gathered.found], settings.seed)
         often = photos.weights(gathered.found)
         repeated = [example for example in examples for _ in range(often[examine.photo_of(example)])]
         unseen = [example for example in repeated if examine.photo_of(example) in held_out]

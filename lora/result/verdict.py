@@ -67,6 +67,8 @@ class Measured:
     likeness: float | None = None
     """By eye (`lora.flux.eye`): how like the user's pictures the previews with the trigger word look, 0 as what the
     base draws, 1 as these look among each other; None where there was no eye."""
+    repeated: float = 0.0
+    """Share of the pictures of which another one is nearly a copy, 0 to 1."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,7 +174,7 @@ def learned(measured: Measured) -> float:
 def _learned(measured: Measured, word: str, lora_type: str) -> Finding:
     gain = learned(measured)
     value = scaled(gain, *(LEARNED_UNSEEN if measured.unseen else LEARNED_TRAINED))
-    pictures = "pictures that it had not seen" if measured.unseen else "its own pictures (too few to hold one out)"
+    pictures = "pictures that it had not seen" if measured.unseen else "its own pictures (none could be held out)"
     explained = max((measured.unseen or measured.trained).own, 0)
     says = f"With {word} it explains {explained:.0%} of what the base could not in {pictures}."
     if value >= CLEAR_FROM:
@@ -231,6 +233,10 @@ def _kept(measured: Measured, ratio: float) -> list[Finding]:
 
 def _new(measured: Measured, lora_type: str) -> list[Finding]:
     """Whether it memorised its pictures: only where some were held out."""
+    if measured.repeated >= 0.5:
+        says = f"{measured.repeated:.0%} of the pictures are nearly copies of one another: it can only memorise them."
+        advice = "Give pictures that differ in place, light and background."
+        return [Finding(name="not_memorised", value=0.0, says=says, advice=advice)]
     if measured.unseen is None or measured.own_then is None or measured.own_then <= 0:
         return []
     share = max(measured.unseen.own, 0.0) / measured.own_then

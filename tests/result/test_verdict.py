@@ -59,6 +59,11 @@ def test_a_style_gets_numbers_without_words() -> None:
     assert found.lines()[1].startswith("Learned: 1.00. With TOK")
 
 
+def test_pictures_that_are_copies_of_one_another_can_only_be_memorised() -> None:
+    assert _words(repeated=0.9, unseen=None, own_then=None)["not_memorised"] == "none"
+    assert _words(repeated=0.2)["not_memorised"] == "clear"
+
+
 def test_of_the_base_it_speaks_only_where_much_has_changed() -> None:
     assert "kept" not in _words(drift=0.2)
     assert _words(drift=0.4)["kept"] == "weak"
@@ -68,7 +73,7 @@ def test_of_the_base_it_speaks_only_where_much_has_changed() -> None:
 def test_without_held_out_pictures_nothing_is_said_of_memorising() -> None:
     found = verdict.of(dataclasses.replace(SOUND, unseen=None, own_then=None), "TOK", "style", 1.5)
     assert "not_memorised" not in {finding.name for finding in found.findings}
-    assert "too few to hold one out" in found.findings[0].says
+    assert "none could be held out" in found.findings[0].says
 
 
 @pytest.mark.parametrize(("weak", "clear"), [(0.2, 0.6), (0.6, 0.2)])
