@@ -42,7 +42,8 @@ CLOSE_UP = "//close-up"
 """Behind a photo's name: its close-up. No file has such a name."""
 CONFUSED = 0.5
 TWIN = 0.1
-"""Copies saved as JPEG of quality 70 differed by .03 and .04 on the toy base, any two of the examples by .33 and more."""
+"""Copies saved as JPEG of quality 70 differed by .03 and .04 on the toy base, any two of the examples by .33 and
+more."""
 HOLD_OUT = {8: 1, 16: 2}
 """From so many pictures on, how many are held out."""
 JOIN_AT = 0.7
