@@ -65,13 +65,14 @@ def archive(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def eight(tmp_path: Path) -> Path:
-    """As many pictures as it takes to hold one out."""
+    """As many pictures as it takes to hold one out, none of them nearly a copy of another."""
     path = tmp_path / "eight.zip"
     with zipfile.ZipFile(path, "w") as out:
         for i in range(8):
             data = BytesIO()
             picture = Image.new("RGB", (96, 96), (30 * i, 0, 90))
-            picture.paste("white", (8, 8, 24, 24))  # or it is blank, and refused
+            left, top = 48 * (i % 2), 24 * (i // 2)
+            picture.paste("white", (left, top, left + 40, top + 22))
             picture.save(data, "PNG")
             out.writestr(f"{i}.png", data.getvalue())
     return path
