@@ -2,6 +2,6 @@
 
 In: `learn.Material` (examples, prompts, layers) and `fit.Settings`. Out: saved weights, previews, the loss curve.
 Begin with `learn` (the order of things) and `fit` (optimizer and loop); `prior` is prior preservation, `words` what its
-prompts say, `validation` the loss on fixed noise, `graphs` the recorded CUDA passes, `watch` and `tracker` what is told
+prompts say, `examine` what the verdict measures, `graphs` the recorded CUDA passes, `watch` and `tracker` what is told
 meanwhile, `resume` the LoRA that a training goes on from, `ranks` several GPUs.
 """
