@@ -194,8 +194,8 @@ def test_an_unknown_recipe_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("look", ["TOK", "GRAWL"])
 def test_a_small_run_teaches_a_subject_and_a_style_and_keeps_the_base(look: str) -> None:
-    """Half a minute each. Measured with seeds 1 and 2: fidelity 1.00 and .75 of the subject, .88 and 1.00 of the style;
-    traits from .05, .12 to .89, .88 and from .50, .50 to .83, .92; preservation 1.00; leak .06, .00, .06, .00."""
+    """Measured with seeds 1 and 2, 29 November 2026: fidelity .88, .88 of the subject, 1.00, .88 of the style; traits
+    .91, .84 and .94, .83; preservation .97, 1.00 and 1.00, .97; leak .00, .00 and .12, .00; under a noun .00."""
     cell = _cell(look=look, pictures=12, draws=8, drawing_steps=10, steps=200)
     before = quality.run(replace(cell, recipe="base", steps=0))["scores"]
     after = quality.run(cell)["scores"]
@@ -204,7 +204,7 @@ def test_a_small_run_teaches_a_subject_and_a_style_and_keeps_the_base(look: str)
     assert after["fidelity"] >= 0.3
     assert after["traits"] >= before["traits"] + 0.2
     assert after["preservation"] >= before["preservation"] - 0.05
-    assert after["leak"] <= 0.2, "three of sixteen drawings"
+    assert after["leak"] <= 0.15
     assert after["leak, noun"] <= 0.15
     assert {f"{what}, {kind}" for what in ("leak", "traits") for kind in ("near", "popular", "none")} <= after.keys()
     assert after["traits, none"] == pytest.approx(before["traits, none"], abs=0.15)
