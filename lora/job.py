@@ -217,7 +217,7 @@ def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
         if alike := examine.confusable(questions, texts):
             log(
                 f"{WARNING}trigger_word: the base hardly tells {request.trigger_word} from words such as"
-                f" {', '.join(alike)}; prompts with them may show the {request.lora_type} too. A longer word is safer"
+                f" {', '.join(alike)}; prompts with them may show the {request.lora_type} too"
             )
     material = Material(
         modules=gathered.modules,

@@ -646,7 +646,7 @@ def test_each_step_of_a_job_hands_the_next_what_it_needs(archive: Path, work: Pa
     )
     assert set(encoded.thumbnails) == set(captioned.captions)
     assert encoded.decided.text_tokens == gathered.flux.t5_tokens
-    assert "sizes: 2 of pictures" in lines
+    assert "picture sizes: 2" in lines
     assert f"text: {gathered.flux.t5_tokens} tokens, {encoded.decided.reasons['text_tokens']}" in lines
     told = Audience(log=desk.log, metric=desk.metric, stage=desk.stage, tracked=Tracker(None, desk.log))
     learned = learn.learn(encoded.material, gathered.flux, gathered.decided.plan, gathered.decided.settings, told)

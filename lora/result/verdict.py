@@ -213,7 +213,7 @@ def _own_word(measured: Measured, word: str, lora_type: str, ratio: float) -> Fi
     if not ratio:
         advice = "The input preservation was off: leave it empty, or set it to firm."
     elif which == "words near it":
-        advice = "Take a longer trigger word that looks like no other, or set preservation to firm."
+        advice = "Try another trigger word, or set preservation to firm."
     return Finding(name="own_word", value=value, says=says, advice=advice)
 
 

@@ -89,7 +89,7 @@ def decide(
     sizes = {bucket for size in pictures for bucket in buckets.buckets_for(*size, resolutions, merged=merged)}
     nearest = f", after merging {len(merged)} into the nearest" if merged else ""
     over = f"; for {buckets.MOST_SIZES} some would lose over a quarter" if len(sizes) > buckets.MOST_SIZES else ""
-    log(f"sizes: {len(sizes)} of pictures{nearest}{over}")
+    log(f"picture sizes: {len(sizes)}{nearest}{over}")
     settings, reasons = _settings(request, len(pictures), flux, log)
     half, why_half = half_above(request.lora_type, resolutions)
     if half:
