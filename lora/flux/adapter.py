@@ -106,12 +106,6 @@ def attach(
     return parameters
 
 
-def round_off(parameters: Sequence[torch.nn.Parameter]) -> None:
-    """Rounds the weights to what the file will hold, so that pictures drawn from here on are those of the file."""
-    for parameter in parameters:
-        parameter.data = parameter.data.to(FILE_DTYPE).to(parameter.dtype)
-
-
 def state_dict(transformer: FluxTransformer2DModel) -> dict[str, torch.Tensor]:
     """The LoRA under diffusers' names, `transformer.<layer>.lora_A.weight` and `.lora_B.weight`, in bf16 on the CPU."""
     tensors = get_peft_model_state_dict(transformer)

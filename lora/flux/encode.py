@@ -6,7 +6,7 @@ the GPU's memory is for the training, however many pictures there are.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -34,6 +34,8 @@ LEAST_WEIGHT = 0.1
 the ground, and what is drawn there would be left to chance."""
 
 Record = TypeVar("Record", bound="DataclassInstance")
+Item = TypeVar("Item")
+Size = TypeVar("Size", bound=Hashable)
 
 Text = dict[str, Tensor]
 """`prompt_embeds` (T, D) from T5 and `pooled` (P,) from CLIP, of one prompt."""
@@ -138,6 +140,19 @@ def pinned(record: Record) -> Record:
     """The same record with its tensors in pinned memory, as `in_host_memory` leaves them for a GPU."""
     tensors = {name: value for name, value in vars(record).items() if isinstance(value, Tensor)}
     return dataclasses.replace(record, **{name: tensor.pin_memory() for name, tensor in tensors.items()})
+
+
+def in_batches(
+    items: Iterable[Item], size_of: Callable[[Item], Size], at_once: int
+) -> Iterator[tuple[Size, Sequence[Item]]]:
+    """The items in batches of one size, `at_once` at most in each, with that size; the sizes in the order in which they
+    come first, the items of a size in theirs."""
+    by_size: dict[Size, list[Item]] = {}
+    for item in items:
+        by_size.setdefault(size_of(item), []).append(item)
+    for size, of_size in by_size.items():
+        for start in range(0, len(of_size), at_once):
+            yield size, of_size[start : start + at_once]
 
 
 def batched(tensors: Iterable[Tensor], device: torch.device) -> Tensor:

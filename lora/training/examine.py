@@ -17,7 +17,7 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from lora.flux import flow
-from lora.flux.encode import Example, Text, batched, stack
+from lora.flux.encode import Example, Text, batched, in_batches, stack
 from lora.result.verdict import Gains, Measured
 from lora.training import prompts, words
 from lora.training.prior import Prior
@@ -41,17 +41,16 @@ several subjects "other": another's trigger word."""
 CLOSE_UP = "//close-up"
 """Behind a photo's name: its close-up. No file has such a name."""
 CONFUSED = 0.5
+"""Of the difference that made-up words have; see `confusable`."""
 TWIN = 0.1
 """Copies saved as JPEG of quality 70 differed by .03 and .04 on the toy base, any two of the examples by .33 and
 more."""
 HOLD_OUT = {8: 1, 16: 2}
 """From so many pictures on, how many are held out."""
-JOIN_AT = 0.7
-"""Share of the steps after which held-out pictures are trained on too, so that none is lost to the LoRA."""
 
 
 def hold_out(examples: Sequence[Example], names: Sequence[str], seed: int) -> list[str]:
-    """The pictures to keep out of the first JOIN_AT of the training; none where there are fewer than eight. A picture
+    """The pictures to keep out of the first part of the training; none where there are fewer than eight. A picture
     that has a twin is none that the LoRA has not seen."""
     count = max((many for least, many in HOLD_OUT.items() if len(names) >= least), default=0)
     single = sorted({*names} - twins(examples))
@@ -165,23 +164,21 @@ def losses(
     """The flow loss of each look under its caption, by the transformer as it is."""
     device = next(transformer.parameters()).device
     found = torch.zeros(len(asked), device=device)
-    by_size: dict[tuple[int, int], list[int]] = {}
-    for number, look in enumerate(asked):
-        by_size.setdefault(look.example.size, []).append(number)
-    for size, numbers in by_size.items():
-        for start in range(0, len(numbers), AT_ONCE):
-            batch = numbers[start : start + AT_ONCE]
-            latents = batched([asked[i].example.mean for i in batch], device)
-            noise = batched([asked[i].noise for i in batch], device)
-            timesteps = torch.tensor([asked[i].timestep for i in batch], device=device)
-            text = stack(texts, [captions[i] for i in batch], device)
-            noisy = flow.add_noise(latents, noise, timesteps)
-            prediction = flow.velocity(transformer, noisy, timesteps, flow.TRAINING_GUIDANCE, text, size)
-            error = (prediction.float() - (noise - latents).float()).square()
-            weights = [w for i in batch if (w := asked[i].example.weights) is not None]
-            if weights:  # all have them, or none; see `encode.encode_pictures`
-                error = error * batched(weights, device)[..., None]
-            found[batch] = error.flatten(1).mean(1)
+    numbered = list(enumerate(zip(asked, captions, strict=True)))
+    for size, batch in in_batches(numbered, lambda one: one[1][0].example.size, AT_ONCE):
+        numbers = [number for number, _ in batch]
+        shown, said = [look for _, (look, _) in batch], [caption for _, (_, caption) in batch]
+        latents = batched([look.example.mean for look in shown], device)
+        noise = batched([look.noise for look in shown], device)
+        timesteps = torch.tensor([look.timestep for look in shown], device=device)
+        noisy = flow.add_noise(latents, noise, timesteps)
+        text = stack(texts, said, device)
+        prediction = flow.velocity(transformer, noisy, timesteps, flow.TRAINING_GUIDANCE, text, size)
+        error = (prediction.float() - (noise - latents).float()).square()
+        weights = [look.example.weights for look in shown if look.example.weights is not None]
+        if weights:  # all have them, or none; see `encode.encode_pictures`
+            error = error * batched(weights, device)[..., None]
+        found[numbers] = error.flatten(1).mean(1)
     return found.tolist()
 
 
@@ -190,18 +187,13 @@ def drift(transformer: FluxTransformer2DModel, apart: Sequence[Prior], texts: Ma
     """For each state of the base's drawings, the squared change of the velocity over that of the base, 0 and more."""
     device = next(transformer.parameters()).device
     found = []
-    by_size: dict[tuple[int, int], list[Prior]] = {}
-    for one in apart:
-        by_size.setdefault(one.size, []).append(one)
-    for size, of_size in by_size.items():
-        for start in range(0, len(of_size), AT_ONCE):
-            batch = of_size[start : start + AT_ONCE]
-            noisy, velocity = (batched([getattr(p, part) for p in batch], device) for part in ("noisy", "velocity"))
-            timesteps = torch.tensor([p.timestep for p in batch], device=device)
-            text = stack(texts, [p.prompt for p in batch], device)
-            now = flow.velocity(transformer, noisy, timesteps, flow.TRAINING_GUIDANCE, text, size).float()
-            change = (now - velocity.float()).square().flatten(1).mean(1)
-            found += (change / velocity.float().square().flatten(1).mean(1)).tolist()
+    for size, batch in in_batches(apart, lambda one: one.size, AT_ONCE):
+        noisy, velocity = (batched([getattr(p, part) for p in batch], device) for part in ("noisy", "velocity"))
+        timesteps = torch.tensor([p.timestep for p in batch], device=device)
+        text = stack(texts, [p.prompt for p in batch], device)
+        now = flow.velocity(transformer, noisy, timesteps, flow.TRAINING_GUIDANCE, text, size).float()
+        change = (now - velocity.float()).square().flatten(1).mean(1)
+        found += (change / velocity.float().square().flatten(1).mean(1)).tolist()
     return found
 
 
@@ -288,7 +280,10 @@ class Examination:
             self._last = glance.own, self._unseen.gains()
 
     def measure(self) -> Measured:
-        """All looks at the transformer as it is now."""
+        """All looks at the transformer as it is now. Where the training ended before held-out pictures joined it, they
+        are still unseen."""
+        if self._unseen and self._last is None:
+            self._last = gain(self._learned.base["own"], self._learned.losses("own")), self._unseen.gains()
         own_then, unseen = self._last or (None, None)
         return Measured(
             trained=self._learned.gains(),

@@ -333,7 +333,8 @@ def _attended(
 ) -> list[attention.Shape]:
     """The shapes that the training's attention has: text and picture of every size."""
     text = len(next(iter(material.texts.values()))["prompt_embeds"])
-    pictures = {len(example.mean) for example in material.learned} | {len(prior.noisy) for prior in priors}
+    pictures = {len(example.mean) for example in (*material.learned, *material.unseen)}
+    pictures |= {len(prior.noisy) for prior in priors}
     heads, width = transformer.config.num_attention_heads, transformer.config.attention_head_dim
     return [(batch_size, text + picture, heads, width) for picture in sorted(pictures)]
 

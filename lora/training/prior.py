@@ -18,7 +18,7 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from lora.flux import flow
-from lora.flux.encode import Example, Text, batched, in_host_memory, stack
+from lora.flux.encode import Example, Text, batched, in_batches, in_host_memory, stack
 from lora.training.prompts import Asked
 
 
@@ -89,41 +89,32 @@ def noised(
     by_caption: dict[str, list[Example]] = {}
     for example in sorted(examples, key=lambda example: len(example.mean)):
         by_caption.setdefault(example.caption, []).append(example)
-    by_size: dict[tuple[int, int], list[tuple[str, Example, float]]] = {}
+    states: list[tuple[str, Example, float]] = []
     for number, one in enumerate(asked):
         assert one.caption is not None
         mine = by_caption[one.caption]
         sizes = sorted({len(example.mean) for example in mine})
         tokens = sizes[min(RESOLUTIONS[number % len(RESOLUTIONS)], len(sizes) - 1)]
         example = rng.choice([example for example in mine if len(example.mean) == tokens])
-        for part in range(STATES):
-            by_size.setdefault(example.size, []).append((one.prompt, example, (part + rng.random()) / STATES))
+        states += [(one.prompt, example, (part + rng.random()) / STATES) for part in range(STATES)]
     priors = []
-    numbers = itertools.count()
-    for size, states in by_size.items():
-        for start in range(0, len(states), batch_size):
-            prompts, shown, times = zip(*states[start : start + batch_size], strict=True)
-            latents = batched([example.mean for example in shown], device)
-            noise = torch.randn(latents.shape, generator=generator).to(latents)
-            if next(numbers) % ranks != rank:
-                continue
-            timesteps = torch.tensor(times, device=device)
-            noisy = flow.add_noise(latents, noise, timesteps)
-            velocity = flow.velocity(transformer, noisy, timesteps, guidance, stack(texts, prompts, device), size)
-            noisy, velocity = in_host_memory(noisy), in_host_memory(velocity)
-            for i, (prompt, time) in enumerate(zip(prompts, times, strict=True)):
-                low, high = int(time * STATES) / STATES, (int(time * STATES) + 1) / STATES
-                priors.append(
-                    Prior(
-                        prompt=prompt,
-                        size=size,
-                        noisy=noisy[i],
-                        timestep=time,
-                        since=high,
-                        until=low,
-                        velocity=velocity[i],
-                    )
+    for number, (size, batch) in enumerate(in_batches(states, lambda state: state[1].size, batch_size)):
+        prompts, shown, times = zip(*batch, strict=True)
+        latents = batched([example.mean for example in shown], device)
+        noise = torch.randn(latents.shape, generator=generator).to(latents)
+        if number % ranks != rank:
+            continue
+        timesteps = torch.tensor(times, device=device)
+        noisy = flow.add_noise(latents, noise, timesteps)
+        velocity = flow.velocity(transformer, noisy, timesteps, guidance, stack(texts, prompts, device), size)
+        noisy, velocity = in_host_memory(noisy), in_host_memory(velocity)
+        for i, (prompt, time) in enumerate(zip(prompts, times, strict=True)):
+            low, high = int(time * STATES) / STATES, (int(time * STATES) + 1) / STATES
+            priors.append(
+                Prior(
+                    prompt=prompt, size=size, noisy=noisy[i], timestep=time, since=high, until=low, velocity=velocity[i]
                 )
+            )
     return priors
 
 
@@ -154,18 +145,12 @@ def draw(
     if one process drew them all.
     """
     generator = torch.Generator().manual_seed(seed)
-    by_size: dict[tuple[int, int], list[str]] = {}
-    for prompt, size in zip(wanted, sizes, strict=True):
-        by_size.setdefault(size, []).append(prompt)
     drawing_guidance = guidance if drawing_guidance is None else drawing_guidance
     channels = transformer.config.in_channels
-    batches = [
-        (size, of_size[start : start + batch_size])
-        for size, of_size in by_size.items()
-        for start in range(0, len(of_size), batch_size)
-    ]
     priors = []
-    for number, (size, batch) in enumerate(batches):
+    drawings = zip(wanted, sizes, strict=True)
+    for number, (size, drawn) in enumerate(in_batches(drawings, lambda drawing: drawing[1], batch_size)):
+        batch = [prompt for prompt, _ in drawn]
         noise = torch.randn(len(batch), size[0] * size[1] // 4, channels, generator=generator)
         if number % ranks == rank:
             priors += _batch(transformer, texts, batch, size, scheduler, noise, guidance, drawing_guidance, steps)

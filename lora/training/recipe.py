@@ -81,10 +81,10 @@ FLUX_DEV = {
         uniform_share=0.25,  # toy: strokes are decided at little noise
         prior_ratio=1.5,  # toy: what a weight of 0.6 was (1 at the start, 2 at the end)
         prior_every=2,  # toy
-        prior_prompts=64,  # reckoned: as many passes as 96 drawings of the smallest size took
+        prior_prompts=64,  # as for a subject; twice the drawings make it two fifths more passes, reckoned
         prior_of_pictures=True,  # field: as for a subject
         prior_guidance=3.5,  # field: as for a subject
-        prior_kinds=_STYLE_KINDS,
+        prior_kinds=_STYLE_KINDS,  # as for a subject, but a style has no class noun
     ),
 }
 TOY = {

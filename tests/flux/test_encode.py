@@ -126,3 +126,14 @@ def test_a_mask_weighs_each_token_by_its_pixels_and_pictures_without_one_stay_as
     assert one.weights is not None
     torch.testing.assert_close(one.weights, (wanted / wanted.mean()).flatten())
     assert torch.equal(two.weights, torch.ones(16))
+
+
+def test_batches_have_one_size_and_at_most_so_many() -> None:
+    items = ["aa", "b", "cc", "dd", "e", "ff", "ggg"]
+    assert list(encode.in_batches(items, len, 3)) == [
+        (2, ["aa", "cc", "dd"]),
+        (2, ["ff"]),
+        (1, ["b", "e"]),
+        (3, ["ggg"]),
+    ]
+    assert list(encode.in_batches([], len, 3)) == []

@@ -130,7 +130,6 @@ def test_a_lora_that_changes_something_is_measured_and_held_out_pictures_only_wh
     for parameter in adapter.attach(tiny_flux, 4, seed=3):
         parameter.data += 0.1
     assert examination.glance(unseen=False).unseen is None
-    assert examination.measure().unseen is None
     glance = examination.glance(unseen=True)
     assert glance.unseen is not None
     assert glance.drift > 0
@@ -154,3 +153,19 @@ def test_words_that_the_text_encoder_hardly_tells_apart_are_named() -> None:
     texts = {"a TOK": text(1, 0), "a TEK": text(1, 0.1), "a KIP": text(1, 1.2), "a VEK": text(0.5, 1)}
     asked = dataclasses.replace(_questions(), near={"TOK": ["TEK", "KIP"]})
     assert examine.confusable(asked, texts) == ["TEK"]
+
+
+def test_held_out_pictures_are_measured_where_they_were_last_held_out_or_at_the_end_where_they_never_joined(
+    tiny_flux: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text]
+) -> None:
+    joined, stopped = (_examination(tiny_flux, examples, texts) for _ in range(2))
+    parameters = adapter.attach(tiny_flux, 4, seed=3)
+    joined.last_look_at_unseen(joined.glance(unseen=True))
+    for parameter in parameters:
+        parameter.data += 0.1
+    then, now = joined.measure().unseen, stopped.measure().unseen
+    assert then is not None
+    assert now is not None
+    assert then.own == pytest.approx(0, abs=1e-5)
+    assert now.own == pytest.approx(stopped.glance(unseen=True).unseen)
+    assert abs(now.own) > 1e-3
