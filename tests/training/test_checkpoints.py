@@ -50,7 +50,10 @@ def test_the_chosen_weights_are_put_back() -> None:
 def test_a_gain_on_held_out_pictures_that_falls_is_overfitting() -> None:
     steady, _ = _kept(*(_glance(0.5, unseen=unseen) for unseen in (0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.48)))
     assert steady.overfitted() is None
-    fallen, _ = _kept(*(_glance(0.5, unseen=unseen) for unseen in (0.1, 0.2, 0.3, 0.4, 0.5, 0.44)))
+    for once in ((0.5, 0.33), (0.5, 0.33, 0.45), (0.5, 0.45, 0.33)):
+        noisy, _ = _kept(*[_glance(0.5, unseen=0.1)] * 4, *(_glance(0.5, unseen=unseen) for unseen in once))
+        assert noisy.overfitted() is None
+    fallen, _ = _kept(*(_glance(0.5, unseen=unseen) for unseen in (0.1, 0.2, 0.3, 0.4, 0.5, 0.38, 0.33)))
     best = fallen.overfitted()
     assert best is not None
     assert best.step == 50
