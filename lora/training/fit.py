@@ -132,6 +132,38 @@ def of_one_size(priors: Sequence[Prior], shares: Sequence[float], count: int, rn
     return [first, *rng.choices(others, theirs, k=count - 1)]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Turn:
+    """What one step trains on, all ranks together."""
+
+    step: int
+    """From 1."""
+    examples: Sequence[Example]
+    """Of one size."""
+    captions: Sequence[str]
+    """One for each example: its own, or the empty one."""
+    drawings: Sequence[Prior]
+    """States of the base's drawings, of one size; none where the step looks at none."""
+
+
+def turns(
+    examples: Sequence[Example], late: Sequence[Example], priors: Sequence[Prior], settings: Settings, count: int
+) -> Iterator[Turn]:
+    """What every step of a training looks at, `count` pictures and as many drawings: it depends on the seed alone, so
+    that a training that goes on finds its place by counting."""
+    rng = random.Random(settings.seed)
+    shares = shares_of(priors, settings.timestep_mean)
+    source = batches(examples, count, rng, settings.half_above)
+    for step in range(1, settings.steps + 1):
+        if late and step == int(settings.late_from * settings.steps) + 1:
+            source = batches([*examples, *late], count, rng, settings.half_above)
+        batch = next(source)
+        captions = ["" if rng.random() < settings.caption_dropout_rate else example.caption for example in batch]
+        looks = priors and step % settings.prior_every == 0
+        drawings = of_one_size(priors, shares, count, rng) if looks else []
+        yield Turn(step=step, examples=batch, captions=captions, drawings=drawings)
+
+
 def picture_loss(
     transformer: FluxTransformer2DModel,
     size: tuple[int, int],
@@ -243,16 +275,13 @@ def fit(
     the same machine give the same weights, bit for bit on a CPU. Raises RuntimeError where the first step has no
     gradient, for it would train nothing and say so nowhere; and CannotRecord.
     """
-    rng = random.Random(settings.seed)
     device = parameters[0].device
     # On the training's own device: noise that comes from elsewhere would make every step wait for the one before.
     generator = torch.Generator(device).manual_seed(settings.seed + world.rank)
-    everywhere = settings.batch_size * world.size
     balance = None
     if priors and settings.prior_ratio:
         balance = Balance(settings.prior_ratio, settings.prior_weight, device)
     masters = _masters(parameters, settings, rows=2 if balance else 1)
-    shares = shares_of(priors, settings.timestep_mean)
     passes = Passes(parameters, generator)
     started = time.monotonic()
 
@@ -270,21 +299,17 @@ def fit(
         every = [of_pictures(batch, [example.caption for example in batch]) for batch in by_size.values()]
         every += [of_priors(batch) for batch in drawn.values()]
         passes.record(every)
-    source = batches(examples, everywhere, rng, settings.half_above)
     kept = torch.zeros((), device=device)
-    for step in range(1, settings.steps + 1):
-        if late and step == int(settings.late_from * settings.steps) + 1:
-            source = batches([*examples, *late], everywhere, rng, settings.half_above)
-        batch = next(source)
-        captions = ["" if rng.random() < settings.caption_dropout_rate else example.caption for example in batch]
+    for turn in turns(examples, late, priors if balance else (), settings, settings.batch_size * world.size):
+        step = turn.step
         rate = learning_rate_at(step, settings.steps, settings.learning_rate, settings.held)
         passes.zero()
-        loss = passes(*of_pictures(world.rows(batch), world.rows(captions)))
+        loss = passes(*of_pictures(world.rows(turn.examples), world.rows(turn.captions)))
         torch._foreach_copy_(masters.gradients, passes.gradients)
-        looks = balance is not None and step % settings.prior_every == 0
+        looks = bool(turn.drawings)
         if looks:
             passes.zero()
-            kept = passes(*of_priors(world.rows(of_one_size(priors, shares, everywhere, rng))))
+            kept = passes(*of_priors(world.rows(turn.drawings)))
             torch._foreach_copy_(masters.scratch, passes.gradients)
         loss, kept = masters.averaged(world, 2 if looks else 1, loss, kept)
         if balance and looks:
