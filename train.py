@@ -287,6 +287,7 @@ def train(
             log=lambda line: print(line, flush=True),
             metric=current_scope().record_metric,
             gpus=os.environ.get("GPUS"),
+            states=os.environ.get("CHECKPOINTS"),
         )
     except Exception:
         # Cog passes on the message alone; the way there is for the log. script/train tells failures in its own way.

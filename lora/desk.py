@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from captioner.text import Caption, Rules
 from lora.file.names import Pair
@@ -12,8 +13,9 @@ from lora.pictures.photos import Photo
 from lora.pictures.views import Box
 from lora.request import Secrets, TrainRequest
 from lora.training.decide import Decided
-from lora.training.learn import Material
+from lora.training.state import Keeper
 from lora.training.watch import Metric, Remembering, Stages
+from lora.training.work import Material
 from lora.trigger import Subject
 
 
@@ -28,6 +30,8 @@ class Desk:
     gpu: Gpu | None
     work: Path
     """A folder for everything that is gone afterwards."""
+    states: str | None = None
+    """The folder for states of unfinished trainings, which CHECKPOINTS names."""
     eye: str | None = None
     """What EYE names; see `lora.flux.eye.find`."""
     log: Remembering
@@ -52,6 +56,8 @@ class Gathered:
     rules: Mapping[str, Rules]
     """Of the captions, by trigger word."""
     decided: Decided
+    keeper: Keeper
+    """Has the state of the same request, where it was interrupted."""
     start: Mapping[str, Pair] | None
 
 
@@ -64,6 +70,22 @@ class Captioned:
     """By trigger word; with the class noun that its folder's name has or the captioning model saw."""
     boxes: Mapping[str, Box]
     """Where the subject is in each picture, where the model was asked and said so."""
+    warnings: Sequence[str] = ()
+    """What was warned of meanwhile."""
+
+    def record(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def of(told: Mapping[str, Any]) -> "Captioned":
+        """From what `record` gave."""
+        return Captioned(
+            captions={name: Caption(**own) for name, own in told["captions"].items()},
+            subjects={word: Subject(**own) for word, own in told["subjects"].items()},
+            boxes=told["boxes"],
+            warnings=told["warnings"],
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

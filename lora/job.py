@@ -29,10 +29,11 @@ from lora.result import hub, preview, record, report, tarball, verdict
 from lora.result.report import Lesson
 from lora.result.tarball import WEIGHTS_MEMBER
 from lora.result.verdict import Verdict
-from lora.training import checkpoints, decide, examine, learn, prompts, ranks, resume, seen, tracker, words
+from lora.training import checkpoints, decide, examine, learn, prompts, ranks, resume, seen, state, tracker, words
 from lora.training.decide import Decided
-from lora.training.learn import Learned, Material
+from lora.training.learn import Learned
 from lora.training.watch import WARNING, Audience, Log, Metric, Remembering, Stages
+from lora.training.work import Material
 from lora.trigger import Subject
 
 
@@ -48,13 +49,15 @@ def run(
     changes: Mapping[str, Any] | None = None,
     eye: str | None = None,
     gpus: str | None = None,
+    states: str | None = None,
 ) -> Path:
     """Trains, and returns the path of the tar, `output / "trained_model.tar"`, which is moved there when it is whole.
 
     Everything else lies in a work folder of its own, which is gone afterwards, however the run ends. `changes` are
     fields of `fit.Settings` other than those decided from the request: how recipes are compared. `gpus` says how many
-    of the machine's GPUs train (`ranks.how_many`). Raises ValueError for what a user can mend, and DiskError where the
-    disk takes no more, with a message that is enough by itself.
+    of the machine's GPUs train (`ranks.how_many`); `states` names the folder where the state of an unfinished training
+    is kept (`state.keeper`). Raises ValueError for what a user can mend, and DiskError where the disk takes no more,
+    with a message that is enough by itself.
     """
     log = Remembering(log)
     check(request, secrets, log)
@@ -66,6 +69,7 @@ def run(
             secrets=secrets,
             flux_base=flux_base,
             captioner=captioner,
+            states=states,
             eye=eye,
             gpu=gpu,
             ranks=together,
@@ -80,17 +84,22 @@ def run(
         decided = gathered.decided
         others = lent.enter_context(ranks.started(together, decided.plan.device, work, log))
         tracked = lent.enter_context(_tracking(desk, decided))
-        asked = _captioner(desk, gathered.found)
+        asked = None if gathered.keeper.found else _captioner(desk, gathered.found)
         lent.enter_context(gathered.flux.read_ahead(captioner_model.weights_at_hand(asked) if asked else ()))
         captioned = caption_all(desk, gathered)
+        gathered.keeper.remember(seed=decided.settings.seed, captioned=captioned.record())
         encoded = encode_all(desk, gathered, captioned)
         told = Audience(log=log, metric=metric, stage=desk.stage, tracked=tracked)
-        learned = learn.learn(encoded.material, gathered.flux, decided.plan, decided.settings, told, others)
+        learned = learn.learn(
+            encoded.material, gathered.flux, decided.plan, decided.settings, told, others, gathered.keeper
+        )
         measured = dataclasses.replace(learned.measured, likeness=by_eye(desk, captioned, encoded, learned))
         called, ratio = " or ".join(captioned.subjects), learned.settings.prior_ratio
         found = verdict.of(measured, called, request.lora_type, ratio)
         tracked.numbers(learned.step, found.metrics())
-        return pack(desk, gathered, captioned, encoded, learned, found, output)
+        tar = pack(desk, gathered, captioned, encoded, learned, found, output)
+        gathered.keeper.done()
+        return tar
 
 
 def check(request: TrainRequest, secrets: Secrets, log: Log) -> None:
@@ -130,9 +139,11 @@ def gather(desk: Desk, changes: Mapping[str, Any]) -> Gathered:
     rules = _rules(request, flux, found)
     for warning in words.of_ordinary(rules):
         log(f"{WARNING}{warning}")
-    decided = decide.decide(
-        request, [(look.width, look.height) for look in looks], flux, desk.gpu, changes, log, desk.ranks
-    )
+    data = record.data_hash(found)
+    keeper = state.keeper(desk.states, request, data, flux, log)
+    sizes = [(look.width, look.height) for look in looks]
+    drawn = keeper.found.get("seed")
+    decided = decide.decide(request, sizes, flux, desk.gpu, changes, log, desk.ranks, drawn)
     start: Mapping[str, Pair] | None = None
     if request.resume_from:
         with desk.stage("fetching the earlier LoRA"):
@@ -145,11 +156,12 @@ def gather(desk: Desk, changes: Mapping[str, Any]) -> Gathered:
     return Gathered(
         found=found,
         sizes={look.name: (look.width, look.height) for look in looks},
-        data=record.data_hash(found),
+        data=data,
         flux=flux,
         modules=modules,
         rules=rules,
         decided=decided,
+        keeper=keeper,
         start=start,
     )
 
@@ -158,6 +170,12 @@ def caption_all(desk: Desk, gathered: Gathered) -> Captioned:
     """A caption for every picture: the user's, the captioning model's, or a template's."""
     found, plan = gathered.found, gathered.decided.plan
     with desk.stage("captioning"):
+        if before := gathered.keeper.found.get("captioned"):
+            desk.log("captions: those of the interrupted training")
+            for warning in before["warnings"]:
+                desk.log(f"{WARNING}{warning}")
+            return Captioned.of(before)
+        warned = len(desk.log.warnings)
         captions, nouns, boxes = caption.caption_all(
             {photo.name: photo.path for photo in found},
             {photo.name: photo.caption for photo in found if photo.caption is not None},
@@ -172,7 +190,7 @@ def caption_all(desk: Desk, gathered: Gathered) -> Captioned:
             locating=desk.request.subject_crop and desk.request.lora_type == "subject",
         )
     called = {word: Subject(word, noun) for word, noun in nouns.items()}
-    return Captioned(captions=captions, subjects=called, boxes=boxes)
+    return Captioned(captions=captions, subjects=called, boxes=boxes, warnings=desk.log.warnings[warned:])
 
 
 def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:

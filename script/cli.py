@@ -266,7 +266,7 @@ def run(command: Command, work: Callable[[], None]) -> int:
             finally:
                 tempfile.tempdir = None
     except KeyboardInterrupt:
-        print(f"\n{command.program}: interrupted; nothing was kept", file=sys.stderr)
+        print(f"\n{command.program}: interrupted; no output was written", file=sys.stderr)
         return 130
     except BrokenPipeError:
         _say_no_more()

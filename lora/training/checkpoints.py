@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,11 @@ On the toy base 19 sound trainings fell by up to .17 in one look and by .04 in t
 2000 steps at a high rate without preservation fell by .12 and .17."""
 
 
+def due(steps: int) -> list[int]:
+    """The steps after which a training is looked at."""
+    return sorted({max(1, round(steps * i / LOOKED_AT)) for i in range(1, LOOKED_AT + 1)})
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Checkpoint:
     step: int
@@ -45,8 +51,7 @@ class Checkpoints:
 
     def __init__(self, parameters: Sequence[torch.nn.Parameter], steps: int) -> None:
         self._parameters = parameters
-        self.due = sorted({max(1, round(steps * i / LOOKED_AT)) for i in range(1, LOOKED_AT + 1)})
-        """The steps at which the training is looked at."""
+        self.due = due(steps)
         self._from = KEPT_FROM * steps
         self.kept: list[Checkpoint] = []
 
@@ -78,6 +83,19 @@ class Checkpoints:
             return None
         gain, best = max(seen, key=lambda pair: pair[0])
         return best if max(unseen for unseen, _ in seen[-2:]) < gain - TURNED_BY else None
+
+    def state(self) -> list[dict[str, Any]]:
+        """The kept ones, as plain values; for `go_on`."""
+        return [
+            {"step": kept.step, "glance": dataclasses.asdict(kept.glance), "weights": list(kept.weights)}
+            for kept in self.kept
+        ]
+
+    def go_on(self, state: Sequence[Mapping[str, Any]]) -> None:
+        """Takes up what `state` gave."""
+        self.kept = [
+            Checkpoint(step=kept["step"], glance=Glance(**kept["glance"]), weights=kept["weights"]) for kept in state
+        ]
 
     @torch.no_grad()
     def put_back(self, checkpoint: Checkpoint) -> None:

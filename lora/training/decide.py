@@ -75,12 +75,14 @@ def decide(
     changes: Mapping[str, Any],
     log: Log,
     ranks: int = 1,
+    drawn: int | None = None,
 ) -> Decided:
     """Decides what the request left empty for pictures of these sizes, and tells each decision with its reason.
 
     `changes` are fields of `fit.Settings` other than those decided here: how the lab compares recipes. `ranks` counts
-    the GPUs that train together: batch_size is shared out among them, and each has one picture at least. Raises
-    ValueError where the GPU's memory is too small for any plan.
+    the GPUs that train together: batch_size is shared out among them, and each has one picture at least. `drawn` is a
+    seed that was chosen at random before, for a training that goes on. Raises ValueError where the GPU's memory is too
+    small for any plan.
     """
     own = parse_resolution(request.resolution) if request.resolution else None
     resolutions, why_resolutions = presets.sides(request.priority, own, flux.resolutions)
@@ -90,7 +92,7 @@ def decide(
     nearest = f", after merging {len(merged)} into the nearest" if merged else ""
     over = f"; for {buckets.MOST_SIZES} some would lose over a quarter" if len(sizes) > buckets.MOST_SIZES else ""
     log(f"picture sizes: {len(sizes)}{nearest}{over}")
-    settings, reasons = _settings(request, len(pictures), flux, log)
+    settings, reasons = _settings(request, len(pictures), flux, drawn, log)
     half, why_half = half_above(request.lora_type, resolutions)
     if half:
         log(f"the largest resolution trains half as often as the others: {why_half}")
@@ -167,12 +169,15 @@ def _together(settings: Settings, preview_every: int, times: float) -> tuple[Set
     return dataclasses.replace(settings, steps=steps, learning_rate=rate), every, why
 
 
-def _settings(request: TrainRequest, pictures: int, flux: Base, log: Log) -> tuple[Settings, dict[str, str]]:
+def _settings(
+    request: TrainRequest, pictures: int, flux: Base, drawn: int | None, log: Log
+) -> tuple[Settings, dict[str, str]]:
     row, why_row = recipe.choose(flux.native, request.lora_type)
     asked = "as asked for"
     seed, why_seed = request.seed, asked
     if seed is None:
-        seed, why_seed = random.SystemRandom().randrange(2**32), "chosen at random"
+        seed = random.SystemRandom().randrange(2**32) if drawn is None else drawn
+        why_seed = "chosen at random"
     rate, why_rate = request.learning_rate, asked
     if rate is None:
         rate, why_rate = recipe.learning_rate_for(row, flux.width, request.lora_rank)

@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import random
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from diffusers import FluxTransformer2DModel
@@ -278,6 +279,14 @@ class Examination:
         """To be called right after `glance`, while held-out pictures are still so: remembers all gains there."""
         if self._unseen:
             self._last = glance.own, self._unseen.gains()
+
+    def state(self) -> dict[str, Any] | None:
+        """What the last look at held-out pictures saw, as plain values; for `go_on`."""
+        return self._last and {"own": self._last[0], "gains": dataclasses.asdict(self._last[1])}
+
+    def go_on(self, state: Mapping[str, Any] | None) -> None:
+        """Takes up what `state` gave."""
+        self._last = (state["own"], Gains(**state["gains"])) if state else None
 
     def measure(self) -> Measured:
         """All looks at the transformer as it is now. Where the training ended before held-out pictures joined it, they

@@ -6,7 +6,8 @@ import itertools
 import math
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -85,6 +86,8 @@ class StepReport:
     learning_rate: float
     seconds: float
     """Since the loop began."""
+    state: Callable[[], dict[str, Any]] = dict
+    """All that a training needs to go on after this step, by `fit`'s `saved`; to be called before the next."""
 
 
 def batches(
@@ -255,6 +258,18 @@ def _masters(parameters: Sequence[torch.nn.Parameter], settings: Settings, rows:
     )
 
 
+def _state(
+    step: int, masters: Masters, balance: Balance | None, kept: Tensor, noise: Sequence[Tensor]
+) -> dict[str, Any]:
+    return {
+        "step": step,
+        "masters": masters.state(),
+        "weight": balance and balance.weight,
+        "kept": kept,
+        "generators": list(noise),
+    }
+
+
 def fit(
     transformer: FluxTransformer2DModel,
     parameters: Sequence[torch.nn.Parameter],
@@ -265,6 +280,8 @@ def fit(
     record: bool = False,
     late: Sequence[Example] = (),
     world: World = ALONE,
+    saved: Mapping[str, Any] | None = None,
+    shared_at: Collection[int] = (),
 ) -> Iterator[StepReport]:
     """Trains `parameters` in place, a StepReport a step; on a GPU by recordings, where asked (`lora.training.graphs`).
 
@@ -272,8 +289,9 @@ def fit(
     `settings.late_from` of the steps are over. A step whose gradient is not finite is skipped on the device, without
     waiting for it, and counted. With several ranks in `world` each trains its rows of a batch of `settings.batch_size`
     for each of them, and all move their weights by the same mean gradient; losses are means too. The same arguments on
-    the same machine give the same weights, bit for bit on a CPU. Raises RuntimeError where the first step has no
-    gradient, for it would train nothing and say so nowhere; and CannotRecord.
+    the same machine give the same weights, bit for bit on a CPU; also where the training goes on from `saved`, a
+    report's `state()`, which several ranks can give after the steps `shared_at` alone. Raises RuntimeError where the
+    first step has no gradient, for it would train nothing and say so nowhere; and CannotRecord.
     """
     device = parameters[0].device
     # On the training's own device: noise that comes from elsewhere would make every step wait for the one before.
@@ -299,8 +317,15 @@ def fit(
         every = [of_pictures(batch, [example.caption for example in batch]) for batch in by_size.values()]
         every += [of_priors(batch) for batch in drawn.values()]
         passes.record(every)
-    kept = torch.zeros((), device=device)
-    for turn in turns(examples, late, priors if balance else (), settings, settings.batch_size * world.size):
+    kept, done = torch.zeros((), device=device), 0
+    if saved:
+        masters.go_on(saved["masters"])
+        if balance:
+            balance.weight = saved["weight"].to(device)
+        generator.set_state(saved["generators"][world.rank])
+        kept, done = saved["kept"].to(device), saved["step"]
+    planned = turns(examples, late, priors if balance else (), settings, settings.batch_size * world.size)
+    for turn in itertools.islice(planned, done, None):
         step = turn.step
         rate = learning_rate_at(step, settings.steps, settings.learning_rate, settings.held)
         passes.zero()
@@ -317,6 +342,8 @@ def fit(
         norm = masters.step(rate, last=step == settings.steps)
         if step == 1 and norm == 0:
             raise RuntimeError(f"no gradient reaches the LoRA: torch {torch.__version__} does not train this model")
+        together = world.size == 1 or step in shared_at
+        noise = world.gather([generator.get_state()]) if together else []
         yield StepReport(
             step=step,
             loss=loss,
@@ -326,4 +353,5 @@ def fit(
             balance=balance,
             learning_rate=rate,
             seconds=time.monotonic() - started,
+            state=functools.partial(_state, step, masters, balance, kept, noise),
         )

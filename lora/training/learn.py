@@ -7,53 +7,29 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from diffusers import FluxTransformer2DModel
 from PIL import Image
+from torch import Tensor
 
 from lora.file.names import Pair
 from lora.flux import adapter, attention, base, encode, forward, generate, hardware, schnell
 from lora.flux.base import Base
-from lora.flux.encode import Example, Text
 from lora.flux.hardware import Plan
 from lora.result import preview
 from lora.result.curve import Curve
 from lora.result.preview import Preview
 from lora.result.verdict import Measured
 from lora.training import examine, fit, graphs, prior
-from lora.training.checkpoints import Checkpoints
-from lora.training.examine import Examination, Questions
+from lora.training.checkpoints import Checkpoints, due
+from lora.training.examine import Examination
 from lora.training.fit import Settings, StepReport
-from lora.training.prompts import Asked
 from lora.training.ranks import Ranks, World
+from lora.training.state import Keeper
 from lora.training.watch import WARNING, Audience, BrokeDown, Watch, follow
+from lora.training.work import Material, Work
 
 PREVIEW_STEPS = 20
 """Of a drawing: enough to see what was learned; the 28 that people draw with take two fifths more time."""
 PREVIEW_SIDE = 768
 """Pixels: as much as a preview shows, in half the time of 1024."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Material:
-    """What is trained, and on what, encoded once: it stays as it is when the training has to begin again."""
-
-    modules: Sequence[str]
-    rank: int
-    resolutions: Sequence[int]
-    learned: Sequence[Example]
-    unseen: Sequence[Example]
-    """Of the pictures that are held out of the first part of the training."""
-    questions: Questions
-    """What the verdict asks."""
-    texts: Mapping[str, Text]
-    asked: Sequence[str]
-    """The previews' prompts."""
-    preview_every: int
-    """Steps; 0: previews at the end alone."""
-    apart: Sequence[Asked]
-    """The preservation prompts."""
-    start: Mapping[str, Pair] | None
-    """The LoRA to go on from."""
-    all_checkpoints: bool = False
-    """Whether the kept checkpoints that are not returned are handed out too."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,22 +50,17 @@ class Learned:
     """The LoRA at other kept steps, where they are asked for."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Work:
-    """What every rank is given."""
-
-    material: Material
-    flux: Base
-    plan: Plan
-    settings: Settings
-    threads: int
-    """Of the CPU, the same for all: a sum over a tensor can depend on how many add it up."""
-
-
 def learn(
-    material: Material, flux: Base, plan: Plan, settings: Settings, told: Audience, ranks: Ranks | None = None
+    material: Material,
+    flux: Base,
+    plan: Plan,
+    settings: Settings,
+    told: Audience,
+    ranks: Ranks | None = None,
+    keeper: Keeper | None = None,
 ) -> Learned:
-    """Trains, on every GPU that `ranks` has, and draws the previews.
+    """Trains, on every GPU that `ranks` has, and draws the previews. `keeper` saves the training's state now and then,
+    and has the one to go on from.
 
     Where the GPU's memory runs out it begins again, once, with a safer plan; and where its steps cannot be recorded,
     without that. Raises ValueError where that is not enough either, or the loss is no longer a number.
@@ -97,7 +68,7 @@ def learn(
     ran_out = False
     while True:
         try:
-            return _attempt(material, flux, plan, settings, told, ranks)
+            return _attempt(material, flux, plan, settings, told, ranks, keeper or Keeper())
         except graphs.CannotRecord as error:
             again = dataclasses.replace(plan, recorded=False)
             why = f"the steps cannot be recorded on this GPU and are run as they are, which is slower ({error})"
@@ -128,24 +99,39 @@ def assist(work: Work, join: Callable[[], World]) -> None:
     `join` is called when the transformer is loaded, and waits for the others.
     """
     torch.set_num_threads(work.threads)
-    material, plan = work.material, work.plan
-    if plan.device == "cuda":
-        material = _pinned(material)
+    if work.plan.device == "cuda":
+        work = dataclasses.replace(work, material=_pinned(work.material))
     with contextlib.ExitStack() as lent:
-        transformer = _loaded(work.flux, plan, lent)
+        transformer = _loaded(work.flux, work.plan, lent)
         world = join()
-        priors = _drawn(transformer, material, work.flux, work.settings, world)
-        parameters = _adapted(transformer, material, work.settings)
-        for _ in _steps(transformer, parameters, material, priors, work.settings, plan, world, lent, lambda line: None):
+        priors = _drawn(transformer, work.material, work.flux, work.settings, world)
+        parameters = _adapted(transformer, work.material, work.settings)
+        for _ in _steps(transformer, parameters, priors, work, world, lent, lambda line: None):
             pass
 
 
 def _attempt(
-    material: Material, flux: Base, plan: Plan, settings: Settings, told: Audience, ranks: Ranks | None
+    material: Material,
+    flux: Base,
+    plan: Plan,
+    settings: Settings,
+    told: Audience,
+    ranks: Ranks | None,
+    keeper: Keeper,
 ) -> Learned:
     asked, stage = material.asked, told.stage
+    made_of = material.made_of(settings, ranks.size if ranks else 1)
+    before = keeper.training(made_of) or {}
     with contextlib.ExitStack() as lent:
-        work = Work(material=material, flux=flux, plan=plan, settings=settings, threads=torch.get_num_threads())
+        work = Work(
+            material=material,
+            flux=flux,
+            plan=plan,
+            settings=settings,
+            threads=torch.get_num_threads(),
+            keeps=keeper.keeps,
+            saved=before.get("fit"),
+        )
         with stage("loading the transformer"):
             join = lent.enter_context(ranks.together(work)) if ranks else World
             transformer = _loaded(flux, plan, lent)
@@ -157,7 +143,7 @@ def _attempt(
         with stage("training"):
             parameters = _adapted(transformer, material, settings)
             told.log(f"{sum(p.numel() for p in parameters):,} weights to train, on {len(material.learned)} examples")
-            reports = _steps(transformer, parameters, material, priors, settings, plan, world, lent, told.log)
+            reports = _steps(transformer, parameters, priors, work, world, lent, told.log)
             checkpoints = Checkpoints(parameters, settings.steps)
             watch = Watch(
                 settings.steps,
@@ -169,7 +155,12 @@ def _attempt(
                 material.preview_every,
                 told,
             )
-            losses = _followed(reports, settings.steps, watch, checkpoints, told)
+            if before:
+                checkpoints.go_on(before["checkpoints"])
+                watch.go_on(before["watch"])
+            between = _keeping(keeper, made_of, watch, checkpoints, alone=world.size == 1)
+            with keeper.listening():
+                losses = _followed(reports, settings.steps, watch, checkpoints, told, before.get("losses", ()), between)
             del reports  # and with it the optimizer
             best, why = checkpoints.overfitted(), "held-out pictures were explained best there"
             if best is None:
@@ -283,14 +274,13 @@ def _adapted(transformer: FluxTransformer2DModel, material: Material, settings: 
 def _steps(
     transformer: FluxTransformer2DModel,
     parameters: Sequence[torch.nn.Parameter],
-    material: Material,
     priors: Sequence[prior.Prior],
-    settings: Settings,
-    plan: Plan,
+    work: Work,
     world: World,
     lent: contextlib.ExitStack,
     log: Callable[[str], None],
 ) -> Iterator[StepReport]:
+    material, plan, settings = work.material, work.plan, work.settings
     if plan.device == "cuda":
         shapes = _attended(transformer, material, priors, settings.batch_size)
         lent.enter_context(attention.checked(shapes, parameters[0].device, plan.dtype, log))
@@ -307,16 +297,38 @@ def _steps(
         plan.recorded,
         material.unseen,
         world,
+        work.saved,
+        due(settings.steps) if work.keeps else (),
     )
 
 
+def _keeping(
+    keeper: Keeper, made_of: str, watch: Watch, checkpoints: Checkpoints, alone: bool
+) -> Callable[[StepReport, Sequence[Tensor]], None]:
+    """What to do between two steps: saves the training's state where that is due."""
+
+    def between(report: StepReport, losses: Sequence[Tensor]) -> None:
+        if keeper.due(looked=report.step in checkpoints.due, alone=alone):
+            seen = {"checkpoints": checkpoints.state(), "watch": watch.state(), "losses": torch.stack(list(losses))}
+            keeper.save(report.step, made_of, {"fit": report.state(), **seen})
+        keeper.leave_if_asked()
+
+    return between
+
+
 def _followed(
-    reports: Iterator[StepReport], steps: int, watch: Watch, checkpoints: Checkpoints, told: Audience
+    reports: Iterator[StepReport],
+    steps: int,
+    watch: Watch,
+    checkpoints: Checkpoints,
+    told: Audience,
+    before: Sequence[Tensor],
+    between: Callable[[StepReport, Sequence[Tensor]], None],
 ) -> list[float]:
     """The loss of every step. Where the training breaks down past half, the last sound checkpoint is as good as its
     end; before that, BrokeDown."""
     try:
-        losses = follow(reports, steps, watch, told)
+        losses = follow(reports, steps, watch, told, before, between)
         if not checkpoints.kept:
             raise ValueError("the training broke down: its loss is no number at the end; lower learning_rate")
         return losses

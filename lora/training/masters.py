@@ -1,6 +1,7 @@
 """The weights that the optimizer moves, in float32, with their gradients side by side and the step itself."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +45,27 @@ class Masters:
         self._means = [weight.clone() for weight in self.weights] if ema_decay else []
         self.skipped = self.in_a_row = torch.zeros((), device=device)
         """Steps so far without a finite gradient, and the last ones of them without a sound step between."""
+
+    def state(self) -> dict[str, Any]:
+        """All that the next step needs, as it is now; for `go_on`."""
+        return {
+            "weights": self.weights,
+            "optimizer": self._optimizer.state_dict()["state"],
+            "means": self._means,
+            "skipped": self.skipped,
+            "in_a_row": self.in_a_row,
+        }
+
+    @torch.no_grad()
+    def go_on(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state` gave, in place; the parameters too."""
+        torch._foreach_copy_(self.weights, list(state["weights"]))
+        torch._foreach_copy_(self._parameters, self.weights)
+        if self._means:
+            torch._foreach_copy_(self._means, list(state["means"]))
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+        self.skipped, self.in_a_row = (state[name].to(self.skipped) for name in ("skipped", "in_a_row"))
 
     def averaged(self, world: World, rows: int, *losses: Tensor) -> tuple[Tensor, ...]:
         """Averages the first `rows` rows of gradients over the ranks, and of the losses those that belong to them, all

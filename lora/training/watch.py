@@ -6,9 +6,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from lora.training.checkpoints import Checkpoints
 from lora.training.examine import Examination
@@ -81,14 +84,24 @@ class Audience:
     tracked: Tracker
 
 
-def follow(reports: Iterator[StepReport], steps: int, watch: Callable[[int], bool], told: Audience) -> list[float]:
+def follow(
+    reports: Iterator[StepReport],
+    steps: int,
+    watch: Callable[[int], bool],
+    told: Audience,
+    before: Sequence[Tensor] = (),
+    between: Callable[[StepReport, Sequence[Tensor]], object] = lambda report, losses: None,
+) -> list[float]:
     """Runs the loop, with a line every few seconds; the loss of every step. `watch(step)` says when to stop.
+
+    `before` are the losses of the steps before the first of `reports`; `between` is given each report and all losses so
+    far, when `watch` has seen it.
 
     The rate is of the last RATE_OVER lines, and leaves out the first step, before which passes are recorded.
     A few steps without a finite gradient are skipped by `fit`, and told at the end. Raises BrokeDown where there are
     more than MOST_IN_A_ROW one after the other.
     """
-    losses = []
+    losses = list(before)
     lines = deque[StepReport](maxlen=RATE_OVER)
     smooth = float("nan")
     for at in reports:
@@ -115,6 +128,7 @@ def follow(reports: Iterator[StepReport], steps: int, watch: Callable[[int], boo
             lines.append(at)
         if watch(at.step):
             break
+        between(at, losses)
     if skipped := int(at.skipped.item()):
         told.log(f"{WARNING}{skipped} of {at.step} steps had a gradient that was not finite and were skipped")
     return _without_gaps(torch.stack(losses).tolist())
@@ -207,6 +221,20 @@ class Watch:
             self._drawn[step] = self._sketch()
             told.tracked.pictures(self._asked, step, self._drawn[step])
         return False
+
+    def state(self) -> dict[str, Any]:
+        """What was seen so far, as plain values; for `go_on`."""
+        drawn = {step: [np.asarray(picture) for picture in pictures] for step, pictures in self._drawn.items()}
+        tensors = {step: [torch.from_numpy(pixels.copy()) for pixels in each] for step, each in drawn.items()}
+        return {"checks": self.checks, "drawn": tensors, "unseen": self._examination.state()}
+
+    def go_on(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state` gave."""
+        self.checks = [tuple(check) for check in state["checks"]]
+        self._drawn = {
+            step: [Image.fromarray(pixels.numpy()) for pixels in each] for step, each in state["drawn"].items()
+        }
+        self._examination.go_on(state["unseen"])
 
     def drawn_before(self, step: int) -> dict[int, list[Image.Image]]:
         """What was drawn after fewer steps than these, where it could be drawn; one picture a prompt each time."""
