@@ -66,6 +66,7 @@ class Child:
         # Apart from its working folder: no name in an input leads to what others left here.
         (folder / "home" / ".cog").mkdir(parents=True)
         (folder / "tmp").mkdir()
+        self._states = folder / "states"
         model = MODELS[kind]
         document = json.dumps(schema.read().documents[model.document])
         (folder / "home" / ".cog" / "openapi_schema.json").write_text(document, encoding="utf-8")
@@ -78,6 +79,7 @@ class Child:
             "PATH": f"{PYTHON.parent}:{environ.get('PATH', '')}",
             "PORT": str(self._port),
             "TMPDIR": str(folder / "tmp"),
+            "CHECKPOINTS": str(self._states),
             "COG_PREDICT_TYPE_STUB": f"{ROOT / model.file}:Predictor",
             "COG_TRAIN_TYPE_STUB": f"{ROOT / 'train.py'}:train",
         }
@@ -123,6 +125,12 @@ class Child:
     def last_words(self) -> str:
         text = (self.folder / "cog.log").read_text(encoding="utf-8", errors="replace")
         return text[-800:].strip() or "it said nothing"
+
+    def goes_on_in(self, states: Path) -> None:
+        """The folder for the state of the next training, which outlives this child."""
+        states.mkdir(parents=True, exist_ok=True)
+        self._states.unlink(missing_ok=True)
+        self._states.symlink_to(states)
 
     async def begin(self, run: str, values: Json, webhook: str) -> list[Json] | None:
         """Hands over an input. Returns the faults that Cog finds in it, or None where it is at work."""

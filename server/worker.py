@@ -1,7 +1,8 @@
 """The worker: takes a run, has Cog do it on this machine's GPU, and writes down how it ends.
 
 Trainer and generator take turns: one Cog child runs at a time and has the GPU to itself, so neither has to know how
-much memory the other left. A worker that is told to stop hands its run back, and the next one begins it again.
+much memory the other left. A worker that is told to stop hands its run back, and the next one begins it again: where
+that is on the same machine, a training goes on from its last saved state.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ from typing import Any, TypeVar
 import procrastinate
 import psycopg
 from procrastinate import JobContext
-from sqlalchemy import func
+from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -31,7 +32,7 @@ from server.context import Context
 from server.intake import Intake
 from server.loopback import Loopback
 from server.outside import Outside
-from server.records import File, Json, Run, Worker
+from server.records import OPEN, File, Json, Run, Worker
 
 log = logging.getLogger("server.worker")
 T = TypeVar("T")
@@ -69,6 +70,8 @@ class GpuWorker:
         self.hardware = hardware
         self.folder = context.settings.data / "workers" / re.sub(r"[^\w.-]", "_", name)
         self.environ = environ
+        self.unfinished = context.settings.data / "unfinished"
+        """States of trainings that have not ended, a folder for each run; of all workers of this machine."""
         self.child: Child | None = None
         self.attempt: Attempt | None = None
         self.stopping = asyncio.Event()
@@ -130,6 +133,7 @@ class GpuWorker:
         finally:
             self.attempt = None
             self.intake.clear(attempt.word)
+            await self._clear_unfinished()
 
     async def _do(self, attempt: Attempt) -> None:
         run = attempt.run
@@ -146,6 +150,7 @@ class GpuWorker:
         finally:
             preparing.cancel()
         attempt.begun = time.monotonic()
+        child.goes_on_in(self.unfinished / run.id)
         wrong = await child.begin(run.id, values, f"{self.loopback.url}/told/{attempt.word}")
         if wrong is not None:
             faults = "; ".join(f"{fault['loc'][-1]}: {fault['msg']}" for fault in wrong)
@@ -267,6 +272,15 @@ class GpuWorker:
             await change(session, await runs.held(session, attempt.run.id, attempt.word))
 
         await self._surely(write)
+
+    async def _clear_unfinished(self) -> None:
+        """Deletes the states of runs that have ended."""
+        there = [folder.name for folder in self.unfinished.glob("*")]
+        with contextlib.suppress(*AWAY):  # the next run's end will do it
+            async with self.context.sessions() as session:
+                found = await session.scalars(select(Run.id).where(Run.id.in_(there), Run.status.in_(OPEN)))
+                for run in {*there}.difference(found):
+                    shutil.rmtree(self.unfinished / run, ignore_errors=True)
 
     async def _surely(self, action: Callable[[AsyncSession], Awaitable[T]]) -> T:
         """A transaction, tried again while the database is away."""

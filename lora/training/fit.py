@@ -258,6 +258,17 @@ def _masters(parameters: Sequence[torch.nn.Parameter], settings: Settings, rows:
     )
 
 
+def _go_on(
+    saved: Mapping[str, Any], masters: Masters, balance: Balance | None, generator: torch.Generator, world: World
+) -> tuple[int, Tensor]:
+    """Takes up what `_state` gave; the steps that are done, and the last loss of the preservation."""
+    masters.go_on(saved["masters"])
+    generator.set_state(saved["generators"][world.rank])
+    if balance:
+        balance.weight = saved["weight"].to(generator.device)
+    return saved["step"], saved["kept"].to(generator.device)
+
+
 def _state(
     step: int, masters: Masters, balance: Balance | None, kept: Tensor, noise: Sequence[Tensor]
 ) -> dict[str, Any]:
@@ -317,13 +328,7 @@ def fit(
         every = [of_pictures(batch, [example.caption for example in batch]) for batch in by_size.values()]
         every += [of_priors(batch) for batch in drawn.values()]
         passes.record(every)
-    kept, done = torch.zeros((), device=device), 0
-    if saved:
-        masters.go_on(saved["masters"])
-        if balance:
-            balance.weight = saved["weight"].to(device)
-        generator.set_state(saved["generators"][world.rank])
-        kept, done = saved["kept"].to(device), saved["step"]
+    done, kept = _go_on(saved, masters, balance, generator, world) if saved else (0, torch.zeros((), device=device))
     planned = turns(examples, late, priors if balance else (), settings, settings.batch_size * world.size)
     for turn in itertools.islice(planned, done, None):
         step = turn.step

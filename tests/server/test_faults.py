@@ -64,6 +64,24 @@ def test_a_killed_worker_is_noticed_and_a_cancel_frees_the_gpu_within_two_second
 
 
 @pytest.mark.slow
+def test_a_training_goes_on_where_its_killed_worker_was(served: Served, http: httpx.Client) -> None:
+    run = train(http, "you/unfinished", **{**QUICK, "training_steps": 400})
+    until(http, run, lambda run: "state after step 40 saved" in run["logs"])
+    [state] = (served.data / "trainings" / "unfinished").glob(f"{run}/*.state")
+    served.end_worker("trainings", signal.SIGKILL)
+    until(http, run, lambda run: run["status"] == "starting" and run["logs"] == "", 30)
+    served.begin_worker("trainings")
+    ended = until(http, run, lambda run: run["status"] not in ("starting", "processing"))
+    assert ended["status"] == "succeeded", ended
+    assert "an interrupted training of this request goes on after step 40" in ended["logs"]
+    assert "| 1/400" not in ended["logs"]
+    deadline = time.monotonic() + 5
+    while state.parent.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
 def test_a_worker_that_is_told_to_stop_hands_its_run_back(served: Served, http: httpx.Client) -> None:
     long = train(http, "you/handed", **LONG)
     until(http, long, at_work)
