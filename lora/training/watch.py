@@ -102,9 +102,11 @@ def follow(
     more than MOST_IN_A_ROW one after the other.
     """
     losses = list(before)
+    last: StepReport | None = None
     lines = deque[StepReport](maxlen=RATE_OVER)
     smooth = float("nan")
     for at in reports:
+        last = at
         losses.append(at.loss)
         if not lines or at.seconds - lines[-1].seconds >= SECONDS_BETWEEN_LINES or at.step == steps:
             loss = at.loss.item()
@@ -129,8 +131,8 @@ def follow(
         if watch(at.step):
             break
         between(at, losses)
-    if skipped := int(at.skipped.item()):
-        told.log(f"{WARNING}{skipped} of {at.step} steps had a gradient that was not finite and were skipped")
+    if last and (skipped := int(last.skipped.item())):
+        told.log(f"{WARNING}{skipped} of {len(losses)} steps had a gradient that was not finite and were skipped")
     return _without_gaps(torch.stack(losses).tolist())
 
 

@@ -76,7 +76,7 @@ def _interrupting(after: int, lines: list[str]) -> Callable[[str], None]:
 def test_a_training_interrupted_at_any_step_ends_with_the_same_bytes(archive: Path, tmp_path: Path) -> None:
     whole = _run(archive, tmp_path / "whole").read_bytes()
     states = tmp_path / "states"
-    for at in (1, 5, 9):
+    for at in (1, 5, STEPS):
         lines: list[str] = []
         with pytest.raises(KeyboardInterrupt):
             _run(archive, tmp_path / "out", states, _interrupting(at, lines))
