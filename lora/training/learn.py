@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from diffusers import FluxTransformer2DModel
-from PIL import Image
 from torch import Tensor
 
 from lora.file.names import Pair
-from lora.flux import adapter, attention, base, encode, forward, generate, hardware, schnell
+from lora.flux import adapter, attention, base, encode, forward, hardware
 from lora.flux.base import Base
 from lora.flux.hardware import Plan
 from lora.result import preview
@@ -21,15 +20,11 @@ from lora.training import examine, fit, graphs, prior
 from lora.training.checkpoints import Checkpoints, due
 from lora.training.examine import Examination
 from lora.training.fit import Settings, StepReport
-from lora.training.ranks import Ranks, World
+from lora.training.ranks import ALONE, Ranks, World
+from lora.training.sketch import Sketcher
 from lora.training.state import Keeper
-from lora.training.watch import WARNING, Audience, BrokeDown, Watch, follow
+from lora.training.watch import WARNING, Audience, BrokeDown, Log, Watch, follow, preview_due
 from lora.training.work import Material, Work
-
-PREVIEW_STEPS = 20
-"""Of a drawing: enough to see what was learned; the 28 that people draw with take two fifths more time."""
-PREVIEW_SIDE = 768
-"""Pixels: as much as a preview shows, in half the time of 1024."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,7 +89,7 @@ def learn(
 
 
 def assist(work: Work, join: Callable[[], World]) -> None:
-    """What a rank other than 0 does: its share of the drawings and its rows of every batch. Returns after the last.
+    """What a rank other than 0 does: its share of the drawings and previews, and its rows of every batch.
 
     `join` is called when the transformer is loaded, and waits for the others.
     """
@@ -106,8 +101,15 @@ def assist(work: Work, join: Callable[[], World]) -> None:
         world = join()
         priors = _drawn(transformer, work.material, work.flux, work.settings, world)
         parameters = _adapted(transformer, work.material, work.settings)
-        for _ in _steps(transformer, parameters, priors, work, world, lent, lambda line: None):
-            pass
+        sketcher = _sketcher(work, transformer, _untold)
+        for at in _steps(transformer, parameters, priors, work, world, lent, _untold):
+            if preview_due(at.step, work.settings.steps, work.material.preview_every):
+                sketcher.draw([True], world)
+        sketcher.at_the_end(parameters, world)
+
+
+def _untold(line: str) -> None:
+    """The log of a rank other than 0."""
 
 
 def _attempt(
@@ -139,7 +141,7 @@ def _attempt(
         with stage("drawing what the base draws"):
             priors = _drawn(transformer, material, flux, settings, world)
             examination = _examination(transformer, material, flux, settings)
-        sketch = _sketcher(material, flux, plan, transformer, settings.seed, told)
+        sketcher = _sketcher(work, transformer, told.log)
         with stage("training"):
             parameters = _adapted(transformer, material, settings)
             told.log(f"{sum(p.numel() for p in parameters):,} weights to train, on {len(material.learned)} examples")
@@ -150,7 +152,7 @@ def _attempt(
                 settings.late_from,
                 examination,
                 checkpoints,
-                sketch,
+                lambda: sketcher.draw([True], world)[0],
                 asked,
                 material.preview_every,
                 told,
@@ -175,10 +177,10 @@ def _attempt(
             measured = examination.measure()
             pairs = adapter.trained(transformer)
         with stage("previews"):
-            after = sketch()
+            # Where the training ended early, the others wait for the next step and cannot help.
+            after, without = sketcher.at_the_end(parameters, world if len(losses) == settings.steps else ALONE)
             told.tracked.pictures(asked, len(losses), after)
-            transformer.disable_adapters()
-            previews = preview.pair_up(asked, sketch(), {**watch.drawn_before(best.step), best.step: after})
+            previews = preview.pair_up(asked, without, {**watch.drawn_before(best.step), best.step: after})
     curve = Curve(losses=losses, checks=watch.checks, best=best.step if best.step < len(losses) else None)
     return Learned(
         pairs=pairs,
@@ -351,28 +353,7 @@ def _attended(
     return [(batch_size, text + picture, heads, width) for picture in sorted(pictures)]
 
 
-def _sketcher(
-    material: Material, flux: Base, plan: Plan, transformer: FluxTransformer2DModel, seed: int, told: Audience
-) -> Callable[[], list[Image.Image]]:
-    """A function that draws a picture for each preview's prompt with the transformer as it is then, always from the
-    same noise. The autoencoder is on the device only while it draws.
-
-    Where drawing fails, whatever it is, there are no pictures and a warning says why: none is worth the training.
-    """
-    side = min(max(material.resolutions), PREVIEW_SIDE)
-    steps = PREVIEW_STEPS if flux.guided else schnell.STEPS
-
-    def sketch() -> list[Image.Image]:
-        try:
-            with flux.vae(plan) as vae:
-                pipeline = generate.pipeline_of(transformer, vae, flux.scheduler)
-                asked = [material.texts[prompt] for prompt in material.asked]
-                seeds = [seed + i for i in range(len(asked))]
-                with forward.of_diffusers(transformer):
-                    return generate.draw_all(pipeline, asked, (side, side), seeds, steps)
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            told.log(f"{WARNING}previews could not be drawn and are left out; the training is not touched ({reason})")
-            return []
-
-    return sketch
+def _sketcher(work: Work, transformer: FluxTransformer2DModel, log: Log) -> Sketcher:
+    material, seed = work.material, work.settings.seed
+    largest = max(material.resolutions)
+    return Sketcher(transformer, work.flux, work.plan, material.texts, material.asked, largest, seed, log)

@@ -72,6 +72,12 @@ class World:
             self._together(lambda: dist.all_reduce(flat))
             flat.div_(self.size)
 
+    @torch.no_grad()
+    def copy(self, tensors: Sequence[Tensor]) -> None:
+        """Puts rank 0's values in place of every rank's; the tensors are as many, of the same shapes, on all."""
+        if self.size > 1:
+            self._together(lambda: [dist.broadcast(tensor, 0) for tensor in tensors])
+
     def gather(self, own: Sequence[T]) -> list[T]:
         """What every rank has, by rank; all get the same list, in their machine's memory."""
         if self.size == 1:

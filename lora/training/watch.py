@@ -171,6 +171,11 @@ def bar(step: int, steps: int) -> str:
     return f"{int(100 * share):3d}%|{'#' * int(10 * share):<10}| {step}/{steps}"
 
 
+def preview_due(step: int, steps: int, every: int) -> bool:
+    """Whether previews are drawn after this step, one of `every` (0: never); the last step's are drawn at the end."""
+    return every > 0 and step % every == 0 and step < steps
+
+
 class Watch:
     """What is looked at between the steps: the LoRA on fixed noise, ten times, and previews where asked for."""
 
@@ -219,7 +224,7 @@ class Watch:
                     " training stops"
                 )
                 return True
-        if self._preview_every and step % self._preview_every == 0 and step < self._steps:
+        if preview_due(step, self._steps, self._preview_every):
             self._drawn[step] = self._sketch()
             told.tracked.pictures(self._asked, step, self._drawn[step])
         return False

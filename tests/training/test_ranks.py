@@ -17,20 +17,27 @@ import pytest
 import torch
 import torch.distributed as dist
 from diffusers import FluxTransformer2DModel
+from PIL import Image
 from torch import Tensor
 
 from lora import job
-from lora.flux import adapter, base
+from lora.file import weights
+from lora.flux import adapter, base, generate
 from lora.flux.encode import Example, Text
+from lora.flux.generate import Lora
 from lora.flux.hardware import GIB, Gpu, Plan
+from lora.result import preview
+from lora.result.preview import Preview
 from lora.training import decide, fit, prior, ranks, recipe
 from lora.training.balance import Balance
+from lora.training.checkpoints import Checkpoints
 from lora.training.fit import Settings
 from lora.training.ranks import Ranks
 from tests.test_request import a_request
 from tests.tiny_flux import CONFIG
 from tests.training import a_rank
 from tests.training.a_rank import Lesson
+from toyflux import evaluate
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "subject.zip"
 A_GPU = Gpu(name="a GPU", memory=80 * GIB)
@@ -209,8 +216,12 @@ def test_a_rank_that_is_killed_ends_the_training_soon_and_the_next_one_succeeds_
     assert list(work.iterdir()) == []
 
     monkeypatch.setattr(ranks, "PROGRAM", ("-m", "tests.training.a_rank", "runs out"))
+    monkeypatch.setattr(Checkpoints, "choose", lambda self: (self.kept[0], "the test wants the one before the last"))
+    previews: list[Preview] = []
+    pair_up = preview.pair_up
+    monkeypatch.setattr(preview, "pair_up", lambda *given: previews.extend(pair_up(*given)) or previews)
     lines.clear()
-    tar = _run(tmp_path / "out", lines.append)
+    tar = _run(tmp_path / "out", lines.append, preview_every=2)
     assert len(started) == 3
     assert [line for line in lines if line.startswith("warning: the GPU")] == [
         "warning: the GPU's memory ran out: each block is recomputed in the backward pass, since the memory ran out;"
@@ -231,6 +242,29 @@ def test_a_rank_that_is_killed_ends_the_training_soon_and_the_next_one_succeeds_
         recipe.learning_rate_for(recipe.TOY["subject"], 128, 16)[0] * 2**0.5
     )
     assert decided["reasons"]["gpus"] in told[0]
+    assert decided["weights_of_step"] == 2
+    assert not any("previews could not be drawn" in line for line in lines)
+    _drawn_by_one_process(previews, tar, tmp_path)
+
+
+def _drawn_by_one_process(previews: list[Preview], tar: Path, folder: Path) -> None:
+    """Whether the previews, of which each rank drew some, are what one process draws with the file that was returned:
+    rank 1 had trained further."""
+    pipeline, tokens = evaluate.load(base.TOY), base.find(None, None).t5_tokens
+    prompts = [one.prompt for one in previews]
+    assert prompts == ["a TOK", "a red house on a white background"]
+    assert [[step for step, _ in one.drawn] for one in previews] == [[1, 2]] * 2
+
+    def drawn() -> list[Image.Image]:
+        return [
+            generate.draw(pipeline, prompt, (64, 64), seed, 20, tokens=tokens) for seed, prompt in enumerate(prompts, 1)
+        ]
+
+    assert [one.without.tobytes() for one in previews] == [picture.tobytes() for picture in drawn()]
+    lora = Lora(name="TOK", file=weights.take_out(tar, folder), scale=1.0)
+    generate.put_on(pipeline, [lora], lambda line: None)
+    assert [one.after.tobytes() for one in previews] == [picture.tobytes() for picture in drawn()]
+    assert all(one.after.tobytes() not in (one.without.tobytes(), one.drawn[0][1].tobytes()) for one in previews)
 
 
 @pytest.mark.parametrize("stage", ["encoding prompts", "loading"])
