@@ -249,6 +249,7 @@ def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
         preview_every=decided.preview_every,
         apart=apart,
         start=gathered.start,
+        suggested_steps=decided.suggested_steps,
         all_checkpoints=request.checkpoints == "all",
     )
     decided = dataclasses.replace(

@@ -67,6 +67,8 @@ class Measured:
     likeness: float | None = None
     """By eye (`lora.flux.eye`): how like the user's pictures the previews with the trigger word look, 0 as what the
     base draws, 1 as these look among each other; None where there was no eye."""
+    enough: int | None = None
+    """The training_steps after which it had learned enough (`lora.training.enough`); None where it had not."""
     repeated: float = 0.0
     """Share of the pictures of which another one is nearly a copy, 0 to 1."""
 
@@ -164,11 +166,15 @@ def scaled(value: float, weak: float, clear: float) -> float:
     return min(max(share, 0.0), 1.0)
 
 
+def explained(trained: float, unseen: float | None) -> float:
+    """The gain that says how well the pictures were learned, of that on training pictures and that on held-out ones,
+    where there are any: these count twice."""
+    return trained if unseen is None else (2 * unseen + trained) / 3
+
+
 def learned(measured: Measured) -> float:
-    """The gain that says how well the pictures were learned: above all on pictures that were held out."""
-    if measured.unseen is None:
-        return measured.trained.own
-    return (2 * measured.unseen.own + measured.trained.own) / 3
+    """`explained` of what was measured."""
+    return explained(measured.trained.own, measured.unseen.own if measured.unseen else None)
 
 
 def _learned(measured: Measured, word: str, lora_type: str) -> Finding:
@@ -178,6 +184,8 @@ def _learned(measured: Measured, word: str, lora_type: str) -> Finding:
     explained = max((measured.unseen or measured.trained).own, 0)
     says = f"With {word} it explains {explained:.0%} of what the base could not in {pictures}."
     if value >= CLEAR_FROM:
+        if measured.enough:
+            says += f" It was learned at step {measured.enough}: training_steps={measured.enough} would probably do."
         return Finding(name="learned", value=value, says=says, advice="", worded=lora_type == "subject")
     advice = f"The {lora_type} is not learned well: train more steps, or give more and more varied pictures."
     if gain < 0:

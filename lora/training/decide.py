@@ -41,6 +41,9 @@ class Decided:
     held_out: tuple[str, ...] = ()
     """The pictures that are kept out of the first part of the training."""
     resume_from_sha256: str | None = None
+    suggested_steps: int | None = None
+    """The training_steps that were decided here for a subject; None where they were asked for, and for a style, whose
+    gains do not tell what its drawings show."""
     ranks: int = 1
     """GPUs that train together, each `settings.batch_size` pictures in a step."""
     weights_of_step: int | None = None
@@ -93,6 +96,8 @@ def decide(
     over = f"; for {buckets.MOST_SIZES} some would lose over a quarter" if len(sizes) > buckets.MOST_SIZES else ""
     log(f"picture sizes: {len(sizes)}{nearest}{over}")
     settings, reasons = _settings(request, len(pictures), flux, drawn, log)
+    told = request.training_steps is None and request.lora_type == "subject"
+    suggested = settings.steps if told else None
     half, why_half = half_above(request.lora_type, resolutions)
     if half:
         log(f"the largest resolution trains half as often as the others: {why_half}")
@@ -117,6 +122,7 @@ def decide(
         licence=flux.licence,
         plan=plan,
         ranks=ranks,
+        suggested_steps=suggested,
         resolutions=resolutions,
         merged=merged,
         settings=dataclasses.replace(settings, batch_size=plan.batch_size, **changes),

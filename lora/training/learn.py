@@ -155,6 +155,7 @@ def _attempt(
                 lambda: sketcher.draw([True], world)[0],
                 asked,
                 material.preview_every,
+                material.suggested_steps,
                 told,
             )
             if before:
@@ -174,7 +175,7 @@ def _attempt(
                     checkpoints.put_back(kept)
                     others[kept.step] = adapter.trained(transformer)
             checkpoints.put_back(best)
-            measured = examination.measure()
+            measured = dataclasses.replace(examination.measure(), enough=watch.enough)
             pairs = adapter.trained(transformer)
         with stage("previews"):
             # Where the training ended early, the others wait for the next step and cannot help.

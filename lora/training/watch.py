@@ -1,11 +1,11 @@
 """What a run tells while it runs: its stages, warnings, a line every few seconds, and looks at it between the steps."""
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lora.training.checkpoints import Checkpoints
-from lora.training.examine import Examination
+from lora.training import enough
+from lora.training.checkpoints import LOOKED_AT, Checkpoints
+from lora.training.examine import Examination, Glance
 from lora.training.fit import StepReport
 from lora.training.tracker import Tracker
 
@@ -74,7 +75,7 @@ class Stages:
         return f"seconds: {', '.join(parts)}; {sum(self.seconds.values()):.1f} in all"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Audience:
     """All who are told how a training goes: the log, Replicate's metrics, the stages' seconds, Weights & Biases."""
 
@@ -188,15 +189,20 @@ class Watch:
         sketch: Callable[[], list[Image.Image]],
         asked: Sequence[str],
         preview_every: int,
+        suggested_steps: int | None,
         told: Audience,
     ) -> None:
         """`held_out_until` is the share of the steps for which held-out pictures are kept out; `sketch` draws a picture
-        for each prompt of `asked`, or none where it cannot."""
+        for each prompt of `asked`, or none where it cannot. Where `suggested_steps`, the training_steps of this
+        training, are given, it is told whether fewer would do."""
         self._steps, self._held_out_until = steps, int(held_out_until * steps)
         self._examination, self._checkpoints = examination, checkpoints
         self._sketch, self._asked = sketch, asked
-        self._preview_every, self._told = preview_every, told
+        self._preview_every, self._suggested_steps, self._told = preview_every, suggested_steps, told
         self.checks = [(0, examination.start())]
+        self._glances: list[Glance] = []
+        self.enough: int | None = None
+        """The training_steps after which enough was learned."""
         self._drawn: dict[int, list[Image.Image]] = {}
 
     def __call__(self, step: int) -> bool:
@@ -205,6 +211,7 @@ class Watch:
         if step in self._checkpoints.due:
             glance = self._examination.glance(unseen=step <= self._held_out_until, moved=self._checkpoints.keeps(step))
             self.checks.append((step, glance.loss))
+            self._glances.append(glance)
             self._checkpoints.keep(step, glance)
             values = {"validation_loss": glance.loss, "gain": glance.own}
             values |= {"drift": glance.drift} if self._checkpoints.keeps(step) else {}
@@ -214,6 +221,7 @@ class Watch:
                 values["gain_unseen"] = glance.unseen
                 line += f"; explains {glance.own:.0%} of the pictures trained on, {glance.unseen:.0%} of those held out"
             told.log(line)
+            self._tell_whether_enough(step)
             if step == max(due for due in self._checkpoints.due if due <= max(self._held_out_until, 1)):
                 self._examination.last_look_at_unseen(glance)
             told.metric("validation_loss", glance.loss)
@@ -233,7 +241,9 @@ class Watch:
         """What was seen so far, as plain values; for `go_on`."""
         drawn = {step: [np.asarray(picture) for picture in pictures] for step, pictures in self._drawn.items()}
         tensors = {step: [torch.from_numpy(pixels.copy()) for pixels in each] for step, each in drawn.items()}
-        return {"checks": self.checks, "drawn": tensors, "unseen": self._examination.state()}
+        glances = [dataclasses.asdict(glance) for glance in self._glances]
+        seen = {"glances": glances, "enough": self.enough, "unseen": self._examination.state()}
+        return {"checks": self.checks, "drawn": tensors, **seen}
 
     def go_on(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state` gave."""
@@ -241,7 +251,21 @@ class Watch:
         self._drawn = {
             step: [Image.fromarray(pixels.numpy()) for pixels in each] for step, each in state["drawn"].items()
         }
+        self._glances = [Glance(**glance) for glance in state["glances"]]
+        self.enough = state["enough"]
         self._examination.go_on(state["unseen"])
+
+    def _tell_whether_enough(self, step: int) -> None:
+        due = [round(self._steps * tenths / LOOKED_AT) for tenths in enough.TENTHS]
+        if self._suggested_steps is None or self.enough or step not in due:
+            return
+        if found := enough.learned(self._glances):
+            gain, rise = found
+            self.enough = round(self._suggested_steps * step / self._steps)
+            self._told.log(
+                f"learned enough at step {step} of {self._steps}: the gain with the trigger word is {gain:.2f} and has"
+                f" risen by {max(rise, 0):.2f} in the last two looks; training_steps={self.enough} would probably do"
+            )
 
     def drawn_before(self, step: int) -> dict[int, list[Image.Image]]:
         """What was drawn after fewer steps than these, where it could be drawn; one picture a prompt each time."""

@@ -35,6 +35,8 @@ class Material:
     """The preservation prompts."""
     start: Mapping[str, Pair] | None
     """The LoRA to go on from."""
+    suggested_steps: int | None = None
+    """Of `decide.Decided`."""
     all_checkpoints: bool = False
     """Whether the kept checkpoints that are not returned are handed out too."""
 

@@ -26,6 +26,15 @@ def test_a_good_training_is_clear_in_everything_and_asks_for_nothing() -> None:
     assert len(found.lines()) == 4
 
 
+def test_steps_that_were_enough_are_named_where_it_has_learned() -> None:
+    def says(**changes: Any) -> str:
+        return verdict.of(dataclasses.replace(SOUND, **changes), "TOK", "subject", 0.5).findings[0].says
+
+    assert says(enough=600).endswith(" It was learned at step 600: training_steps=600 would probably do.")
+    assert "training_steps" not in says()
+    assert "training_steps" not in says(enough=600, unseen=dataclasses.replace(GOOD, own=0.4))
+
+
 def test_likeness_is_told_as_a_number_without_a_word_and_changes_no_verdict() -> None:
     found = verdict.of(dataclasses.replace(SOUND, likeness=1.3), "TOK", "subject", 0.5)
     assert found.title == "Verdict: it worked"
