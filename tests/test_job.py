@@ -354,31 +354,6 @@ def test_a_checkpoint_that_was_better_is_the_one_that_is_returned_drawn_and_reco
     assert told["verdict"]["findings"]["learned"]["word"] in ("clear", "weak", "none")
 
 
-def test_a_training_that_has_learned_enough_before_the_last_step_says_so(
-    eight: Path, tmp_path: Path, work: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The real looks, but they are told to be good ones."""
-    glance = Examination.glance
-
-    def good(self: Examination, unseen: bool, moved: bool = True) -> Glance:
-        return dataclasses.replace(glance(self, unseen, moved), own=0.9, unseen=0.85)
-
-    monkeypatch.setattr(Examination, "glance", good)
-    monkeypatch.setattr(recipe, "steps_for", lambda *_: (10, "as the test wants"))
-    monkeypatch.setattr(recipe, "LEAST_STEPS", dict.fromkeys(recipe.LEAST_STEPS, 10))
-    lines: list[str] = []
-    tar = _run(eight, tmp_path / "out", lines.append, training_steps=None, resolution="64")
-    told = [line for line in lines if line.startswith("learned enough at step ")]
-    assert told == [
-        "learned enough at step 6 of 10: the gain with the trigger word is 0.87 and has risen by 0.00 in the last two"
-        " looks; training_steps=6 would probably do"
-    ]
-    with tarfile.open(tar) as opened:
-        written = opened.extractfile("request.json")
-        assert written is not None
-        assert json.load(written)["verdict"]["measured"]["enough"] == 6
-
-
 def test_the_log_ends_with_the_verdict(eight: Path, work: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     _run(eight, tmp_path / "out", lines.append, resolution="64")

@@ -153,9 +153,7 @@ def _attempt(
                 examination,
                 checkpoints,
                 lambda: sketcher.draw([True], world)[0],
-                asked,
-                material.preview_every,
-                material.suggested_steps,
+                material,
                 told,
             )
             if before:

@@ -18,6 +18,7 @@ from lora.training.checkpoints import LOOKED_AT, Checkpoints
 from lora.training.examine import Examination, Glance
 from lora.training.fit import StepReport
 from lora.training.tracker import Tracker
+from lora.training.work import Material
 
 Log = Callable[[str], None]
 Metric = Callable[[str, float], None]
@@ -187,18 +188,15 @@ class Watch:
         examination: Examination,
         checkpoints: Checkpoints,
         sketch: Callable[[], list[Image.Image]],
-        asked: Sequence[str],
-        preview_every: int,
-        suggested_steps: int | None,
+        material: Material,
         told: Audience,
     ) -> None:
         """`held_out_until` is the share of the steps for which held-out pictures are kept out; `sketch` draws a picture
-        for each prompt of `asked`, or none where it cannot. Where `suggested_steps`, the training_steps of this
-        training, are given, it is told whether fewer would do."""
+        for each of the previews' prompts, or none where it cannot."""
         self._steps, self._held_out_until = steps, int(held_out_until * steps)
         self._examination, self._checkpoints = examination, checkpoints
-        self._sketch, self._asked = sketch, asked
-        self._preview_every, self._suggested_steps, self._told = preview_every, suggested_steps, told
+        self._sketch, self._asked, self._preview_every = sketch, material.asked, material.preview_every
+        self._suggested_steps, self._told = material.suggested_steps, told
         self.checks = [(0, examination.start())]
         self._glances: list[Glance] = []
         self.enough: int | None = None
@@ -256,6 +254,7 @@ class Watch:
         self._examination.go_on(state["unseen"])
 
     def _tell_whether_enough(self, step: int) -> None:
+        """Where the number of steps was decided for the user."""
         due = [round(self._steps * tenths / LOOKED_AT) for tenths in enough.TENTHS]
         if self._suggested_steps is None or self.enough or step not in due:
             return

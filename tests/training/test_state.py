@@ -1,5 +1,7 @@
 """A training that is interrupted goes on where it was, to the same bytes."""
 
+import dataclasses
+import json
 import os
 import re
 import signal
@@ -15,7 +17,8 @@ import pytest
 
 from lora import job
 from lora.flux import base
-from lora.training import state
+from lora.training import recipe, state
+from lora.training.examine import Examination, Glance
 from lora.training.state import Keeper
 from tests.test_request import a_request
 from toyflux import examples, world
@@ -97,6 +100,31 @@ def test_a_training_may_be_interrupted_twice(archive: Path, tmp_path: Path) -> N
             _run(archive, tmp_path / "out", tmp_path / "states", _interrupting(at, []))
     tar = _run(archive, tmp_path / "out", tmp_path / "states")
     assert tar.read_bytes() == _run(archive, tmp_path / "whole").read_bytes()
+
+
+def test_a_training_that_has_learned_enough_says_so_though_it_was_interrupted(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real looks, but they are told to be good ones, and a recipe of ten steps."""
+    glance = Examination.glance
+
+    def good(self: Examination, unseen: bool, moved: bool = True) -> Glance:
+        return dataclasses.replace(glance(self, unseen, moved), own=0.9, unseen=0.85)
+
+    monkeypatch.setattr(Examination, "glance", good)
+    monkeypatch.setattr(recipe, "steps_for", lambda *_: (STEPS, "as the test wants"))
+    lines: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        _run(archive, tmp_path / "out", tmp_path / "states", _interrupting(5, lines), training_steps=None)
+    tar = _run(archive, tmp_path / "out", tmp_path / "states", lines.append, training_steps=None)
+    assert [line for line in lines if "learned enough" in line] == [
+        "learned enough at step 6 of 10: the gain with the trigger word is 0.87 and has risen by 0.00 in the last two"
+        " looks; training_steps=6 would probably do"
+    ]
+    with tarfile.open(tar) as opened:
+        written = opened.extractfile("request.json")
+        assert written is not None
+        assert json.load(written)["verdict"]["measured"]["enough"] == 6
 
 
 def test_several_processes_go_on_too(archive: Path, tmp_path: Path) -> None:
