@@ -51,6 +51,7 @@ PYTHON
 
 if [[ ${#toy[@]} -gt 0 ]]; then
   part job 150 "$bench" job --toy --steps 5 --json "$out/job.json"
+  part job-2 150 "$bench" job --toy --gpus 2 --steps 5 --json "$out/job-2.json"
   part step 120 "$bench" step --toy --rounds 1 --laps 2 --only no-prior --json "$out/step.json"
   part recordings 60 "$bench" recordings --toy --json "$out/recordings.json"
   part kernels 60 "$bench" kernels --toy --steps 1 --rows 5
@@ -60,7 +61,15 @@ else
   weights
   # Of random weights no caption passes the rules: every picture is asked about twice, which is the most that it takes.
   CAPTIONER=$base/captioner part job 180 \
-    "$bench" job --folder "$base" --steps 200 -i captioning=automatic --json "$out/job.json"
+    "$bench" job --folder "$base" --gpus 1 --steps 200 -i captioning=automatic --json "$out/job.json"
+  # As many pictures seen on each number of GPUs, without captioning, which is the first one's alone.
+  gpus=$(nvidia-smi -L 2> /dev/null | grep -c '^GPU ' || true)
+  if [[ $gpus -gt 1 ]]; then
+    for count in $(printf '%s\n' "$gpus" 2 1 | uniq); do
+      part "job-$count" 180 "$bench" job --folder "$base" --gpus "$count" --steps 200 --json "$out/job-$count.json"
+    done
+    part two-gpus 120 "$root/script/test" "$root/tests/training/test_two_gpus.py"
+  fi
   part step 180 "$bench" step --text-tokens 256 --only "512,768,1024;1024;768;512;no-prior" --rounds 1 --laps 4 \
     --json "$out/step-256.json"
   part recordings 120 "$bench" recordings --json "$out/recordings.json"
@@ -72,3 +81,5 @@ else
 fi
 part tests 120 "$root/script/test" "$root/tests/training/test_graphs.py" "$root/tests/flux/test_attention.py" \
   "$root/tests/flux/test_rotary.py"
+# These start processes on the CPU, which they refuse where a GPU is seen.
+CUDA_VISIBLE_DEVICES= part ranks 150 "$root/script/test" "$root/tests/training/test_ranks.py"
