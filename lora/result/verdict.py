@@ -185,7 +185,7 @@ def _learned(measured: Measured, word: str, lora_type: str) -> Finding:
     says = f"With {word} it explains {explained:.0%} of what the base could not in {pictures}."
     if value >= CLEAR_FROM:
         if measured.enough:
-            says += f" It was learned at step {measured.enough}: training_steps={measured.enough} would probably do."
+            says += f" It had learned enough before the end: training_steps={measured.enough} would probably do."
         return Finding(name="learned", value=value, says=says, advice="", worded=lora_type == "subject")
     advice = f"The {lora_type} is not learned well: train more steps, or give more and more varied pictures."
     if gain < 0:

@@ -30,7 +30,7 @@ def test_steps_that_were_enough_are_named_where_it_has_learned() -> None:
     def says(**changes: Any) -> str:
         return verdict.of(dataclasses.replace(SOUND, **changes), "TOK", "subject", 0.5).findings[0].says
 
-    assert says(enough=600).endswith(" It was learned at step 600: training_steps=600 would probably do.")
+    assert says(enough=600).endswith(" It had learned enough before the end: training_steps=600 would probably do.")
     assert "training_steps" not in says()
     assert "training_steps" not in says(enough=600, unseen=dataclasses.replace(GOOD, own=0.4))
 
