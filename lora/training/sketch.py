@@ -46,9 +46,11 @@ class Sketcher:
         try:
             world.copy(parameters)
             return self.draw([True, False], world)
-        except Exception:
+        except Exception as error:
             if world.rank or world.size == 1:
                 raise
+            lost = str(error).partition(";")[0]
+            self._log(f"{WARNING}{lost}; the training was over, and the previews are drawn without it")
             return self.draw([True, False], ALONE)
 
     def draw(self, ways: Sequence[bool], world: World) -> list[list[Image.Image]]:

@@ -22,7 +22,7 @@ def test_where_a_rank_is_lost_at_the_end_the_first_draws_all_previews(
     """Nobody else is there, so each call to the others fails, as where they are lost."""
 
     def lost() -> None:
-        raise ranks.Lost("process 2 of 2 was ended by SIGKILL")
+        raise ranks.Lost("process 2 of 2 was ended by SIGKILL; the training cannot go on without it")
 
     flux, lines = base.find(None, None), list[str]()
     texts = encode.encode_texts(flux, PLAN, PROMPTS, 32)
@@ -44,4 +44,5 @@ def test_where_a_rank_is_lost_at_the_end_the_first_draws_all_previews(
     ]
     assert {one.size for one in (*after, *without)} == {(32, 32)}
     assert len({one.tobytes() for one in (*after, *without)}) == 4
-    assert lines == []
+    told = "process 2 of 2 was ended by SIGKILL; the training was over, and the previews are drawn without it"
+    assert lines == [f"warning: {told}"]
