@@ -100,9 +100,14 @@ def train(
         default=True,
         description="Make the repository private. One that exists and is public is refused, unless you say false here.",
     ),
+    finetune_type: str = Input(
+        default="lora",
+        description="lora: the LoRA is trained. full: the weights of its layers are trained, 300 steps at 1e-5 where you leave these empty, and a LoRA of lora_rank is made of their change; the report tells how much of it that holds. full needs a GPU of 48 GB or more, and one alone.",
+        choices=["lora", "full"],
+    ),
     learning_rate: Optional[float] = Input(
         default=None,
-        description="Leave it empty for the one that suits type and rank (FLUX.1-dev, rank 16: 4e-4).",
+        description="Leave it empty for the one that suits type and rank (FLUX.1-dev, rank 16: 4e-4; finetune_type full: 1e-5).",
         ge=1e-7,
         le=1e-2,
     ),
@@ -251,6 +256,7 @@ def train(
         autocaption_prefix=settled.autocaption_prefix,
         autocaption_suffix=settled.autocaption_suffix,
         training_steps=settled.training_steps,
+        finetune_type=finetune_type,
         learning_rate=None if learning_rate is None else float(learning_rate),
         lora_rank=settled.lora_rank,
         resolution=(resolution or "").strip() or None,

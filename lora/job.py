@@ -62,7 +62,8 @@ def run(
     log = Remembering(log)
     check(request, secrets, log)
     gpu = hardware.read_gpu()
-    together = ranks.how_many(gpus, gpu, log)
+    alone = "finetune_type full trains on one GPU" if request.finetune_type == "full" else ""
+    together = ranks.how_many(gpus, gpu, log, alone)
     with disk.work_folder("flux-lora-") as work, contextlib.ExitStack() as lent:
         desk = Desk(
             request=request,

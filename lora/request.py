@@ -15,6 +15,7 @@ from lora.presets import CAPTIONING, LORA_TYPES, MODES, PRIORITIES
 FIRMNESS = {"": 1.0, "off": 0.0, "light": 0.5, "firm": 2.0}
 """What `preservation` means, times what suits the type."""
 CHECKPOINTS = ("best", "all")
+FINETUNE_TYPES = ("lora", "full")
 RESOLUTION_RANGE = (64, 2048)
 """Pixels. Below 64 a FLUX picture has 4 x 4 tokens; above 2048 FLUX.1-dev does not draw soundly."""
 MAX_PREVIEW_PROMPTS = 8
@@ -61,6 +62,9 @@ class TrainRequest:
     training_steps: int | None
     """Optimizer steps, 0 to 6000; 0, with `resume_from`, only packs that LoRA; None: chosen from the number of pictures
     and the type (`lora.training.recipe.steps_for`)."""
+    finetune_type: str
+    """One of FINETUNE_TYPES: whether the LoRA is trained, or the layers' weights, of whose change a LoRA of `lora_rank`
+    is made (`lora.training.full`)."""
     learning_rate: float | None
     """1e-7 to 1e-2; None: chosen from the type, the rank and the base (`lora.training.recipe`)."""
     lora_rank: int
@@ -122,6 +126,7 @@ class TrainRequest:
             ("priority", PRIORITIES),
             ("captioning", CAPTIONING),
             ("checkpoints", CHECKPOINTS),
+            ("finetune_type", FINETUNE_TYPES),
         ):
             if getattr(self, name) not in allowed:
                 faults.append(f"{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}")
@@ -161,6 +166,11 @@ class TrainRequest:
         faults = []
         if self.training_steps == 0 and not self.resume_from:
             faults.append("training_steps: 0 only packs the LoRA of resume_from, which is empty; give 1 step or more")
+        if self.resume_from and self.finetune_type == "full":
+            faults.append(
+                "finetune_type: full begins at the base and cannot go on from the LoRA of resume_from; give one of the"
+                " two alone"
+            )
         if self.resume_from:
             source = self.resume_from
             hub = HUB_ID.fullmatch("/".join(source.split("/")[:2]))

@@ -21,6 +21,7 @@ def a_request(archive: Path, **changes: Any) -> TrainRequest:
         "autocaption_prefix": "",
         "autocaption_suffix": "",
         "training_steps": 2,
+        "finetune_type": "lora",
         "learning_rate": None,
         "lora_rank": 4,
         "resolution": None,

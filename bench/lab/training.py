@@ -46,6 +46,8 @@ def request_for(cell: Cell, archive: Path, width: int) -> TrainRequest:
     else:
         row, _ = rows.choose(the_base().native, cell.kind)
         ours, _ = rows.learning_rate_for(row, width, inputs.get("lora_rank", presets.LORA_RANK))
+        if inputs.get("finetune_type") == "full":
+            ours, _, _ = rows.of_full(row, width)
         inputs["learning_rate"] = ours * RECIPES[cell.recipe].rate
     return default_request(archive, **inputs)
 

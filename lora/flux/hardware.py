@@ -19,6 +19,13 @@ COUNTED_TOKENS = 4608
 ADAPTER = 20 * 65_372_160 / 16 / FLUX_DEV
 """Bytes for each parameter of the base and each rank: a float32 weight, its gradient and Adam's two means, and once
 more a weight and its gradient in bf16; there are 65 million at rank 16."""
+CHANGE = 2 * 8_606_711_808 / FLUX_DEV
+"""Bytes for each parameter of the base where the layers' weights are trained (`lora.training.full`): those of attention
+and MLP of every block, once more in bf16."""
+LORA_OF_IT = 4 * 65_372_160 / 16 / FLUX_DEV
+"""For each parameter of the base and each rank: the LoRA that is made of the change, at the most in float32."""
+STEP = 1.5 * GIB
+"""The widest layer's gradient and what its step, or its singular vectors, need beside it in float32."""
 RESERVE = 1.5 * GIB
 """For CUDA itself, a batch's latents and text embeddings, and room that no tensor fits."""
 RECORDING = 0.4 * GIB
@@ -75,25 +82,43 @@ def idle_gpu() -> str | None:
 
 
 def plan(
-    gpu: Gpu | None, weights: int, resolutions: tuple[int, ...], *, batch_size: int, rank: int, recordings: int = 4
+    gpu: Gpu | None,
+    weights: int,
+    resolutions: tuple[int, ...],
+    *,
+    batch_size: int,
+    rank: int,
+    recordings: int = 4,
+    full: bool = False,
 ) -> Plan:
     """How to train on this GPU, from its memory: the first that fits of the ways below, the fastest first.
 
-    `weights` counts the transformer's parameters, `recordings` the passes of a size of their own. Raises ValueError
-    where not even the last of the ways fits.
+    `weights` counts the transformer's parameters, `recordings` the passes of a size of their own; with `full` the
+    layers' own weights are trained, and nothing is recorded. Raises ValueError where not even the last of the ways
+    fits.
     """
     if gpu is None:
         reason = "no GPU: on the CPU in float32, which only a toy base makes sense for"
         return Plan(device="cpu", dtype=torch.float32, checkpointing=False, reason=reason, batch_size=batch_size)
     tokens = (max(resolutions) / 16) ** 2 + 512
     have = f"{gpu.name} has {gpu.memory / GIB:.0f} GiB"
-    for fitting, (quantised, checkpointing, recorded) in itertools.product(_halvings(batch_size), WAYS):
+    trained = (CHANGE + LORA_OF_IT * rank) if full else ADAPTER * rank
+    reserve = RESERVE + STEP if full else RESERVE
+    for fitting, (quantised, checkpointing, recorded) in itertools.product(
+        _halvings(batch_size), WAYS_OF_FULL if full else WAYS
+    ):
         activations = (RECOMPUTED if checkpointing else KEPT) * tokens / COUNTED_TOKENS * fitting
         kept = activations + RECORDING * recordings * recorded
-        needed = RESERVE + weights * ((BYTES_IN_FLOAT8 if quantised else 2) + ADAPTER * rank + kept / FLUX_DEV)
+        needed = reserve + weights * ((BYTES_IN_FLOAT8 if quantised else 2) + trained + kept / FLUX_DEV)
         if needed <= gpu.memory:
             break
     else:
+        if full:
+            raise ValueError(
+                f"finetune_type: {have}, and full needs {needed / GIB:.0f} GiB here even with the base's weights in"
+                " float8, every block recomputed and batch_size 1; take a GPU with more memory (48 GB or more for"
+                " FLUX.1-dev), set a lower resolution, or leave finetune_type at lora"
+            )
         raise ValueError(
             f"{have}, and this training needs {needed / GIB:.0f} GiB even with its weights in float8, every block"
             " recomputed and batch_size 1; take a GPU with more memory (24 GB or more for FLUX.1-dev), or set a lower"
@@ -103,7 +128,9 @@ def plan(
         f"{have}, {needed / GIB:.0f} are needed with the base in {'float8' if quantised else 'bf16'}"
         f" and {'each block recomputed in the backward pass' if checkpointing else 'all activations kept'}",
     ]
-    if recorded:
+    if full:
+        reasons.append("the change of the layers' weights in bf16 among them")
+    elif recorded:
         reasons.append(f"{RECORDING * recordings * weights / FLUX_DEV / GIB:.1f} of them to record {recordings} passes")
     else:
         reasons.append(f"without recording its {recordings} passes, for which there is no room")
@@ -123,6 +150,8 @@ def plan(
 WAYS = ((False, False, True), (False, True, True), (True, True, True), (True, True, False))
 """(quantised, checkpointing, recorded), the fastest first: float8 saves no time, and costs some of the base's
 precision. Not to record costs little on a GPU of little room: its kernels take longer than launching them."""
+WAYS_OF_FULL = ((False, False, False), (False, True, False), (True, True, False))
+"""The same. A step lies within the backward pass, its number and its learning rate with it: that is not recorded."""
 
 
 def _halvings(batch_size: int) -> list[int]:

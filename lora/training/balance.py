@@ -37,11 +37,15 @@ class Balance:
     def add(self, pictures: Sequence[Tensor], preservation: Sequence[Tensor]) -> None:
         """Adds `preservation`, weighted, to `pictures` in place (gradients of the same parameters in the same order),
         and moves the weight for the next look. `preservation` is left weighted."""
-        self.pictures = torch.nn.utils.get_total_norm(pictures)
-        norm = torch.nn.utils.get_total_norm(preservation)
-        self.preservation = norm * self.weight
+        norms = torch.nn.utils.get_total_norm(pictures), torch.nn.utils.get_total_norm(preservation) * self.weight
         torch._foreach_mul_(list(preservation), self.weight)
         torch._foreach_add_(list(pictures), list(preservation))
+        self.steer(*norms)
+
+    @torch.no_grad()
+    def steer(self, pictures: Tensor, preservation: Tensor) -> None:
+        """Moves the weight for the next look by the two gradients' norms, the preservation's as weighted."""
+        self.pictures, self.preservation = pictures, preservation
         away = torch.log(self.ratio * self.pictures / self.preservation)
         # A norm of 0, or one that is not finite, says nothing.
         move = torch.nan_to_num(away, 0.0, 0.0, 0.0).clamp(-1, 1)

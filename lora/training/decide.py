@@ -109,6 +109,7 @@ def decide(
         batch_size=max(1, request.batch_size // ranks),
         rank=request.lora_rank,
         recordings=len(sizes) + (len(resolutions) if settings.prior_ratio else 0),
+        full=settings.full,
     )
     log(f"plan: {plan.reason}")
     every = request.preview_every
@@ -184,15 +185,20 @@ def _settings(
     if seed is None:
         seed = random.SystemRandom().randrange(2**32) if drawn is None else drawn
         why_seed = "chosen at random"
+    full = request.finetune_type == "full"
+    kind = "character" if request.mode == "character" else request.lora_type
+    suited, least = recipe.steps_for(request.lora_type, request.mode, pictures), recipe.LEAST_STEPS[kind]
+    suited_rate, why_suited = recipe.learning_rate_for(row, flux.width, request.lora_rank)
+    if full:
+        suited_rate, suited, why_suited = recipe.of_full(row, flux.width)
+        least = recipe.LEAST_FULL_STEPS
     rate, why_rate = request.learning_rate, asked
     if rate is None:
-        rate, why_rate = recipe.learning_rate_for(row, flux.width, request.lora_rank)
+        rate, why_rate = suited_rate, why_suited
     firmness = parse_preservation(request.preservation)
     ratio = firmness if isinstance(firmness, float) else FIRMNESS[firmness] * row.prior_ratio
     why_ratio = asked if request.preservation else f"as suits a {request.lora_type}"
-    kind = "character" if request.mode == "character" else request.lora_type
-    suited = recipe.steps_for(request.lora_type, request.mode, pictures)
-    steps, why_steps = presets.steps(request.priority, request.training_steps, suited, recipe.LEAST_STEPS[kind])
+    steps, why_steps = presets.steps(request.priority, request.training_steps, suited, least)
     log(f"seed: {seed}, {why_seed}")
     log(f"training steps: {steps}, {why_steps}")
     log(f"recipe: {why_row}")
@@ -222,6 +228,7 @@ def _settings(
         prior_every=row.prior_every,
         prior_of_pictures=row.prior_of_pictures,
         prior_guidance=row.prior_guidance if flux.guided else flow.TRAINING_GUIDANCE,
+        full=full,
     )
     why = {
         "seed": why_seed,

@@ -18,7 +18,7 @@ from lora.flux import flow
 from lora.flux.encode import Example, Text
 from lora.training.balance import Balance
 from lora.training.graphs import Pass, Passes
-from lora.training.masters import Masters
+from lora.training.masters import Adapters, Masters, Mover
 from lora.training.prior import Prior
 from lora.training.ranks import ALONE, World
 
@@ -67,6 +67,9 @@ class Settings:
     """Of the drawings; the predictions that are kept are those at `guidance`."""
     prior_weight: float = 0.5
     """Of their gradient at the first look; it is steered from there."""
+    full: bool = False
+    """Whether the layers' own weights are trained, by Adafactor, and the LoRA is made of their change
+    (`lora.training.full`). Then nothing of Adam's and no running mean has a meaning."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -259,22 +262,20 @@ def _masters(parameters: Sequence[torch.nn.Parameter], settings: Settings, rows:
 
 
 def _go_on(
-    saved: Mapping[str, Any], masters: Masters, balance: Balance | None, generator: torch.Generator, world: World
+    saved: Mapping[str, Any], mover: Mover, balance: Balance | None, generator: torch.Generator, world: World
 ) -> tuple[int, Tensor]:
     """Takes up what `_state` gave; the steps that are done, and the last loss of the preservation."""
-    masters.go_on(saved["masters"])
+    mover.go_on(saved["mover"])
     generator.set_state(saved["generators"][world.rank])
     if balance:
         balance.weight = saved["weight"].to(generator.device)
     return saved["step"], saved["kept"].to(generator.device)
 
 
-def _state(
-    step: int, masters: Masters, balance: Balance | None, kept: Tensor, noise: Sequence[Tensor]
-) -> dict[str, Any]:
+def _state(step: int, mover: Mover, balance: Balance | None, kept: Tensor, noise: Sequence[Tensor]) -> dict[str, Any]:
     return {
         "step": step,
-        "masters": masters.state(),
+        "mover": mover.state(),
         "weight": balance and balance.weight,
         "kept": kept,
         "generators": list(noise),
@@ -293,6 +294,7 @@ def fit(
     world: World = ALONE,
     saved: Mapping[str, Any] | None = None,
     shared_at: Collection[int] = (),
+    mover: Mover | None = None,
 ) -> Iterator[StepReport]:
     """Trains `parameters` in place, a StepReport a step; on a GPU by recordings, where asked (`lora.training.graphs`).
 
@@ -302,7 +304,8 @@ def fit(
     for each of them, and all move their weights by the same mean gradient; losses are means too. The same arguments on
     the same machine give the same weights, bit for bit on a CPU; also where the training goes on from `saved`, a
     report's `state()`, which several ranks can give after the steps `shared_at` alone. Raises RuntimeError where the
-    first step has no gradient, for it would train nothing and say so nowhere; and CannotRecord.
+    first step has no gradient, for it would train nothing and say so nowhere; and CannotRecord. With a `mover` that
+    moves something else than the parameters (`lora.training.full`) nothing is recorded.
     """
     device = parameters[0].device
     # On the training's own device: noise that comes from elsewhere would make every step wait for the one before.
@@ -310,8 +313,9 @@ def fit(
     balance = None
     if priors and settings.prior_ratio:
         balance = Balance(settings.prior_ratio, settings.prior_weight, device)
-    masters = _masters(parameters, settings, rows=2 if balance else 1)
-    passes = Passes(parameters, generator)
+    if mover is None:
+        masters = _masters(parameters, settings, rows=2 if balance else 1)
+        mover = Adapters(Passes(parameters, generator), masters, world)
     started = time.monotonic()
 
     def of_pictures(batch: Sequence[Example], captions: Sequence[str]) -> Pass:
@@ -322,29 +326,21 @@ def fit(
         loss = functools.partial(prior_loss, transformer, batch[0].size, settings.guidance)
         return ("drawings", batch[0].size), loss, rows_of_priors(batch, texts)
 
-    if record:
+    if record and isinstance(mover, Adapters):
         by_size = {example.size: [example] * settings.batch_size for example in [*examples, *late]}
         drawn = {prior.size: [prior] * settings.batch_size for prior in priors if balance}
         every = [of_pictures(batch, [example.caption for example in batch]) for batch in by_size.values()]
         every += [of_priors(batch) for batch in drawn.values()]
-        passes.record(every)
-    done, kept = _go_on(saved, masters, balance, generator, world) if saved else (0, torch.zeros((), device=device))
+        mover.passes.record(every)
+    done, kept = _go_on(saved, mover, balance, generator, world) if saved else (0, torch.zeros((), device=device))
     planned = turns(examples, late, priors if balance else (), settings, settings.batch_size * world.size)
     for turn in itertools.islice(planned, done, None):
         step = turn.step
         rate = learning_rate_at(step, settings.steps, settings.learning_rate, settings.held)
-        passes.zero()
-        loss = passes(*of_pictures(world.rows(turn.examples), world.rows(turn.captions)))
-        torch._foreach_copy_(masters.gradients, passes.gradients)
-        looks = bool(turn.drawings)
-        if looks:
-            passes.zero()
-            kept = passes(*of_priors(world.rows(turn.drawings)))
-            torch._foreach_copy_(masters.scratch, passes.gradients)
-        loss, kept = masters.averaged(world, 2 if looks else 1, loss, kept)
-        if balance and looks:
-            balance.add(masters.gradients, masters.scratch)
-        norm = masters.step(rate, last=step == settings.steps)
+        pictures = of_pictures(world.rows(turn.examples), world.rows(turn.captions))
+        preservation = of_priors(world.rows(turn.drawings)) if turn.drawings else None
+        loss, looked, norm = mover.move(pictures, preservation, rate, balance, last=step == settings.steps)
+        kept = kept if looked is None else looked
         if step == 1 and norm == 0:
             raise RuntimeError(f"no gradient reaches the LoRA: torch {torch.__version__} does not train this model")
         together = world.size == 1 or step in shared_at
@@ -353,10 +349,10 @@ def fit(
             step=step,
             loss=loss,
             prior_loss=kept,
-            skipped=masters.skipped,
-            in_a_row=masters.in_a_row,
+            skipped=mover.skipped,
+            in_a_row=mover.in_a_row,
             balance=balance,
             learning_rate=rate,
             seconds=time.monotonic() - started,
-            state=functools.partial(_state, step, masters, balance, kept, noise),
+            state=functools.partial(_state, step, mover, balance, kept, noise),
         )

@@ -11,15 +11,17 @@ from torch import Tensor
 from lora.file.names import Pair
 from lora.flux import adapter, attention, base, encode, forward, hardware
 from lora.flux.base import Base
+from lora.flux.extract import Held
 from lora.flux.hardware import Plan
 from lora.result import preview
 from lora.result.curve import Curve
 from lora.result.preview import Preview
 from lora.result.verdict import Measured
-from lora.training import examine, fit, graphs, prior
-from lora.training.checkpoints import Checkpoints, due
+from lora.training import examine, fit, full, graphs, prior
+from lora.training.checkpoints import Checkpoint, Checkpoints, due
 from lora.training.examine import Examination
 from lora.training.fit import Settings, StepReport
+from lora.training.full import Change
 from lora.training.ranks import ALONE, Ranks, World
 from lora.training.sketch import Sketcher
 from lora.training.state import Keeper
@@ -43,6 +45,8 @@ class Learned:
     measured: Measured
     others: Mapping[int, Mapping[str, Pair]]
     """The LoRA at other kept steps, where they are asked for."""
+    held: Mapping[str, Held] | None
+    """Where the weights themselves were trained, how much of each layer's change the LoRA holds."""
 
 
 def learn(
@@ -144,8 +148,10 @@ def _attempt(
         sketcher = _sketcher(work, transformer, told.log)
         with stage("training"):
             parameters = _adapted(transformer, material, settings)
-            told.log(f"{sum(p.numel() for p in parameters):,} weights to train, on {len(material.learned)} examples")
-            reports = _steps(transformer, parameters, priors, work, world, lent, told.log)
+            change = Change(transformer, settings.seed) if settings.full else None
+            count = sum(weight.numel() for weight in (change.weights.values() if change else parameters))
+            told.log(f"{count:,} weights to train, on {len(material.learned)} examples")
+            reports = _steps(transformer, parameters, priors, work, world, lent, told.log, change)
             checkpoints = Checkpoints(parameters, settings.steps)
             watch = Watch(
                 settings.steps,
@@ -161,17 +167,16 @@ def _attempt(
                 watch.go_on(before["watch"])
             between = _keeping(keeper, made_of, watch, checkpoints, alone=world.size == 1)
             with keeper.listening():
-                losses = _followed(reports, settings.steps, watch, checkpoints, told, before.get("losses", ()), between)
+                look = full.looking(change, watch, examination, settings.steps, told.log) if change else watch
+                losses = _followed(reports, settings.steps, look, checkpoints, told, before.get("losses", ()), between)
             del reports  # and with it the optimizer
+            if change:
+                change.remove()
             best, why = checkpoints.overfitted(), "held-out pictures were explained best there"
             if best is None:
                 best, why = checkpoints.choose()
             told.log(f"checkpoint: step {best.step} of {len(losses)} is returned: {why}")
-            others = {}
-            for kept in checkpoints.kept if material.all_checkpoints else ():
-                if kept is not best:
-                    checkpoints.put_back(kept)
-                    others[kept.step] = adapter.trained(transformer)
+            others = _all_but(best, checkpoints, transformer) if material.all_checkpoints else {}
             checkpoints.put_back(best)
             measured = dataclasses.replace(examination.measure(), enough=watch.enough)
             pairs = adapter.trained(transformer)
@@ -190,7 +195,20 @@ def _attempt(
         curve=curve,
         measured=measured,
         others=others,
+        held=change.held[best.step] if change else None,
     )
+
+
+def _all_but(
+    best: Checkpoint, checkpoints: Checkpoints, transformer: FluxTransformer2DModel
+) -> dict[int, dict[str, Pair]]:
+    """The LoRA at the other kept steps; leaves one of them in place."""
+    others = {}
+    for kept in checkpoints.kept:
+        if kept is not best:
+            checkpoints.put_back(kept)
+            others[kept.step] = adapter.trained(transformer)
+    return others
 
 
 def _pinned(material: Material) -> Material:
@@ -280,6 +298,7 @@ def _steps(
     world: World,
     lent: contextlib.ExitStack,
     log: Callable[[str], None],
+    change: Change | None = None,
 ) -> Iterator[StepReport]:
     material, plan, settings = work.material, work.plan, work.settings
     if plan.device == "cuda":
@@ -300,6 +319,7 @@ def _steps(
         world,
         work.saved,
         due(settings.steps) if work.keeps else (),
+        change,
     )
 
 
@@ -320,7 +340,7 @@ def _keeping(
 def _followed(
     reports: Iterator[StepReport],
     steps: int,
-    watch: Watch,
+    watch: Callable[[int], bool],
     checkpoints: Checkpoints,
     told: Audience,
     before: Sequence[Tensor],

@@ -1,11 +1,13 @@
 """The weights that the optimizer moves, in float32, with their gradients side by side and the step itself."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from lora.training.balance import Balance
+from lora.training.graphs import Pass, Passes
 from lora.training.ranks import World
 
 BEHIND = 4
@@ -67,16 +69,16 @@ class Masters:
         self._optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
         self.skipped, self.in_a_row = (state[name].to(self.skipped) for name in ("skipped", "in_a_row"))
 
-    def averaged(self, world: World, rows: int, *losses: Tensor) -> tuple[Tensor, ...]:
-        """Averages the first `rows` rows of gradients over the ranks, and of the losses those that belong to them, all
-        at once; the losses."""
+    def averaged(self, world: World, *losses: Tensor) -> tuple[Tensor, ...]:
+        """Averages over the ranks the rows of gradients that these losses belong to, and the losses, all at once; the
+        losses."""
         if world.size == 1:
             return losses
-        flat = self._flat[:rows]
-        for row, loss in zip(flat, losses, strict=False):
+        flat = self._flat[: len(losses)]
+        for row, loss in zip(flat, losses, strict=True):
             row[-1] = loss
         world.average(flat)
-        return *(row[-1].clone() for row in flat), *losses[rows:]
+        return tuple(row[-1].clone() for row in flat)
 
     def step(self, rate: float, last: bool) -> Tensor:
         """Moves the weights by `gradients`, cut to a norm of one, and the parameters with them; the norm before. After
@@ -99,6 +101,67 @@ class Masters:
                 if last:
                     torch._foreach_copy_(self._parameters, self._means)
         return norm
+
+
+class Mover(Protocol):
+    """Moves what is trained by what the passes say."""
+
+    @property
+    def skipped(self) -> Tensor:
+        """Steps so far without a finite gradient, a scalar."""
+
+    @property
+    def in_a_row(self) -> Tensor:
+        """The last ones of them without a sound step between."""
+
+    def move(
+        self, pictures: Pass, preservation: Pass | None, rate: float, balance: Balance | None, last: bool = False
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """A step by the gradient of the pictures and, where it is looked at, of the preservation; both losses, and the
+        norm of the gradient. `last`: whether it is the training's last step."""
+
+    def state(self) -> dict[str, Any]:
+        """All that the next step needs, as it is now; for `go_on`."""
+
+    def go_on(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state` gave, in place."""
+
+
+class Adapters:
+    """Moves a LoRA: the passes' gradients in the type of the products, the steps in float32."""
+
+    def __init__(self, passes: Passes, masters: Masters, world: World) -> None:
+        self.passes, self.masters, self._world = passes, masters, world
+
+    @property
+    def skipped(self) -> Tensor:
+        return self.masters.skipped
+
+    @property
+    def in_a_row(self) -> Tensor:
+        return self.masters.in_a_row
+
+    def move(
+        self, pictures: Pass, preservation: Pass | None, rate: float, balance: Balance | None, last: bool = False
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        passes, masters = self.passes, self.masters
+        passes.zero()
+        losses = [passes(*pictures)]
+        torch._foreach_copy_(masters.gradients, passes.gradients)
+        if preservation is not None:
+            passes.zero()
+            losses.append(passes(*preservation))
+            torch._foreach_copy_(masters.scratch, passes.gradients)
+        loss, *kept = masters.averaged(self._world, *losses)
+        if preservation is not None and balance is not None:
+            balance.add(masters.gradients, masters.scratch)
+        return loss, kept[0] if kept else None, masters.step(rate, last)
+
+    def state(self) -> dict[str, Any]:
+        return self.masters.state()
+
+    def go_on(self, state: Mapping[str, Any]) -> None:
+        self.masters.go_on(state)
 
 
 def _views(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:

@@ -97,9 +97,9 @@ class World:
 ALONE = World()
 
 
-def how_many(asked: str | None, gpu: Gpu | None, log: Log) -> int:
+def how_many(asked: str | None, gpu: Gpu | None, log: Log, alone: str = "") -> int:
     """The number of processes, one a GPU; `asked` is what GPUS says: a number, or nothing for all there are. Told where
-    it is more than one.
+    it is more than one, or would be: `alone` says why a training takes one alone.
 
     Without a GPU there is one process, whatever the number; only "cpu:2", for tests, makes two there. GPUs of another
     kind than the first are left alone: all would wait for the slowest. Raises ValueError where it is no such value, or
@@ -110,9 +110,9 @@ def how_many(asked: str | None, gpu: Gpu | None, log: Log) -> int:
     if told and not (number.isascii() and number.isdigit() and 0 < int(number) <= 64):
         raise ValueError(f"GPUS: {told[:40]!r} is no number of GPUs; give 1 or more, or leave it empty for all")
     if gpu is None:
-        if on_a_cpu:
+        if on_a_cpu and not alone:
             log(f"GPUs: none, but {number} processes train on the CPU, as GPUS asks for")
-        return int(number) if on_a_cpu else 1
+        return int(number) if on_a_cpu and not alone else 1
     there = _alike(gpu)
     if on_a_cpu:
         raise ValueError(f"GPUS: {told!r} is for machines without a GPU, and there is one here; give a number")
@@ -122,6 +122,9 @@ def how_many(asked: str | None, gpu: Gpu | None, log: Log) -> int:
             " leave it empty for all"
         )
     count = int(number) if told else there
+    if alone and count > 1:
+        log(f"GPUs: one of {there} trains: {alone}")
+        return 1
     if count > 1:
         log(
             f"GPUs: {count} of {there}, as GPUS asks for" if told else f"GPUs: all {there} train; GPUS=1 would take one"

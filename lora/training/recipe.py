@@ -46,6 +46,10 @@ class Recipe:
     the base's drawings (`prior.draw`)."""
     prior_guidance: float
     """The guidance that drawings go by."""
+    full_learning_rate: float
+    """The peak where the weights themselves are trained (`lora.training.full`), for FLUX.1-dev's width."""
+    full_steps: int
+    """How many steps then, whatever the number of pictures."""
 
 
 _TOY_PRIOR: dict[str, Any] = {
@@ -53,6 +57,8 @@ _TOY_PRIOR: dict[str, Any] = {
     "prior_prompts": 96,
     "prior_of_pictures": False,
     "prior_guidance": 1.0,
+    "full_learning_rate": 1e-5,
+    "full_steps": 300,
 }
 """Found on the toy: half of the other words near the trigger word cost the subject nothing and halved what shows under
 them; with 32 drawings a style showed under another word three times as often as with 96."""
@@ -72,6 +78,8 @@ FLUX_DEV = {
         prior_of_pictures=True,  # field: ai-toolkit's diff_output_preservation, OneTrainer#505
         prior_guidance=3.5,  # field: what people draw with; at 1 FLUX.1-dev's pictures are pale
         prior_kinds=_SUBJECT_KINDS,  # toy: near words cost the subject nothing; people: the class noun bleeds first
+        full_learning_rate=1e-5,  # field: Black Forest Labs' finetuning API (docs.bfl.ai), finetune_type full
+        full_steps=300,  # field: the same, `iterations`
     ),
     "style": Recipe(
         base="FLUX.1-dev",
@@ -85,6 +93,8 @@ FLUX_DEV = {
         prior_of_pictures=True,  # field: as for a subject
         prior_guidance=3.5,  # field: as for a subject
         prior_kinds=_STYLE_KINDS,  # as for a subject, but a style has no class noun
+        full_learning_rate=1e-5,  # field: as for a subject
+        full_steps=300,  # field: as for a subject
     ),
 }
 TOY = {
@@ -150,6 +160,20 @@ def steps_for(lora_type: str, mode: str | None, pictures: int) -> tuple[int, str
     if count > MOST_STEPS:
         return MOST_STEPS, f"{reason}, but at most {MOST_STEPS}"
     return count, reason
+
+
+LEAST_FULL_STEPS = 100
+"""Field: the fewest that Black Forest Labs' API takes, for "fast exploration"."""
+
+
+def of_full(row: Recipe, width: int) -> tuple[float, tuple[int, str], str]:
+    """The peak learning rate where the weights themselves are trained on a base of this width; the number of steps and
+    why; and why that rate. The rank has no say: a LoRA is made of the change when it is over."""
+    rate, steps = row.full_learning_rate, row.full_steps
+    why = f"{rate:.2g} for finetune_type full at FLUX.1-dev's width"
+    if width != FLUX_WIDTH:
+        why += f" {FLUX_WIDTH}, times ({FLUX_WIDTH}/{width})^0.75"
+    return at_width(rate, width), (steps, "what finetune_type full takes for any number of pictures"), why
 
 
 MOST_HEAT = 2**0.5

@@ -203,6 +203,10 @@ class Watch:
         """The training_steps after which enough was learned."""
         self._drawn: dict[int, list[Image.Image]] = {}
 
+    def looks(self, step: int) -> bool:
+        """Whether there is anything to see at this step."""
+        return step in self._checkpoints.due or preview_due(step, self._steps, self._preview_every)
+
     def __call__(self, step: int) -> bool:
         """To be called after every step; True where the training is to stop."""
         told = self._told
