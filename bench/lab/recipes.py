@@ -85,8 +85,8 @@ RECIPES = {
     "rank 128": Recipe(inputs={"lora_rank": 128}),
     # The weights themselves, and a LoRA of rank 16 made of their change.
     "full": Recipe(inputs={"finetune_type": "full"}),
-    **{f"full, {rate:g} times the rate": Recipe(inputs={"finetune_type": "full"}, rate=rate) for rate in RATES_OF_FULL},
-    "full, rank 64": Recipe(inputs={"finetune_type": "full", "lora_rank": 64}),
+    **{f"full at {rate:g} times the rate": Recipe(inputs={"finetune_type": "full"}, rate=rate) for rate in RATES_OF_FULL},
+    "full at rank 64": Recipe(inputs={"finetune_type": "full", "lora_rank": 64}),
     "short captions": Recipe(short_captions=True),
     # A part of the layers: the words' own stream, as Custom Diffusion (arXiv:2212.04488) trains what reads the words;
     # either kind of block, as B-LoRA (arXiv:2403.14572) tells a style's from a subject's.
