@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from lora.file import weights
 from lora.file.names import Pair
+from lora.flux import adapter
 from lora.flux.adapter import FILE_DTYPE
 from lora.training.examine import Glance
 
@@ -65,8 +67,13 @@ class Checkpoints:
             copies = [parameter.detach().to("cpu", FILE_DTYPE, copy=True) for parameter in self._parameters]
             self.kept.append(Checkpoint(step=step, glance=glance, weights=copies))
 
+    def best(self) -> tuple[Checkpoint, str]:
+        """The checkpoint to return, and why."""
+        best = self.overfitted()
+        return (best, "held-out pictures were explained best there") if best else self.choose()
+
     def choose(self) -> tuple[Checkpoint, str]:
-        """The checkpoint to return, and why: the last one, unless one before was better by BETTER_BY."""
+        """The last checkpoint, unless one before was better by BETTER_BY; and why."""
         last, best = self.kept[-1], max(self.kept, key=lambda kept: kept.score)
         if best.score >= last.score + BETTER_BY:
             return best, (
@@ -96,6 +103,15 @@ class Checkpoints:
         self.kept = [
             Checkpoint(step=kept["step"], glance=Glance(**kept["glance"]), weights=kept["weights"]) for kept in state
         ]
+
+    def all_but(self, best: Checkpoint, transformer: FluxTransformer2DModel) -> dict[int, dict[str, Pair]]:
+        """The LoRA at the other kept steps; leaves one of them in the transformer."""
+        others = {}
+        for kept in self.kept:
+            if kept is not best:
+                self.put_back(kept)
+                others[kept.step] = adapter.trained(transformer)
+        return others
 
     @torch.no_grad()
     def put_back(self, checkpoint: Checkpoint) -> None:

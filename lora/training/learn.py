@@ -18,7 +18,7 @@ from lora.result.curve import Curve
 from lora.result.preview import Preview
 from lora.result.verdict import Measured
 from lora.training import examine, fit, full, graphs, prior
-from lora.training.checkpoints import Checkpoint, Checkpoints, due
+from lora.training.checkpoints import Checkpoints, due
 from lora.training.examine import Examination
 from lora.training.fit import Settings, StepReport
 from lora.training.full import Change
@@ -172,11 +172,9 @@ def _attempt(
             del reports  # and with it the optimizer
             if change:
                 change.remove()
-            best, why = checkpoints.overfitted(), "held-out pictures were explained best there"
-            if best is None:
-                best, why = checkpoints.choose()
+            best, why = checkpoints.best()
             told.log(f"checkpoint: step {best.step} of {len(losses)} is returned: {why}")
-            others = _all_but(best, checkpoints, transformer) if material.all_checkpoints else {}
+            others = checkpoints.all_but(best, transformer) if material.all_checkpoints else {}
             checkpoints.put_back(best)
             measured = dataclasses.replace(examination.measure(), enough=watch.enough)
             pairs = adapter.trained(transformer)
@@ -197,18 +195,6 @@ def _attempt(
         others=others,
         held=change.held[best.step] if change else None,
     )
-
-
-def _all_but(
-    best: Checkpoint, checkpoints: Checkpoints, transformer: FluxTransformer2DModel
-) -> dict[int, dict[str, Pair]]:
-    """The LoRA at the other kept steps; leaves one of them in place."""
-    others = {}
-    for kept in checkpoints.kept:
-        if kept is not best:
-            checkpoints.put_back(kept)
-            others[kept.step] = adapter.trained(transformer)
-    return others
 
 
 def _pinned(material: Material) -> Material:
