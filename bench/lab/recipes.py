@@ -22,7 +22,7 @@ class Recipe:
 
 
 ATTENTION_AND_DOUBLE_FF = r"\.attn\.(to|add)_|\.ff(_context)?\.net"
-RATES_OF_FULL = (0.3, 3.0, 10.0)
+TIMES = (0.3, 3.0, 10.0, 30.0)
 RECIPES = {
     "defaults": Recipe(),
     "without preservation": Recipe(inputs={"preservation": "off"}),
@@ -85,7 +85,7 @@ RECIPES = {
     "rank 128": Recipe(inputs={"lora_rank": 128}),
     # The weights themselves, and a LoRA of rank 16 made of their change.
     "full": Recipe(inputs={"finetune_type": "full"}),
-    **{f"full at {rate:g} times the rate": Recipe(inputs={"finetune_type": "full"}, rate=rate) for rate in RATES_OF_FULL},
+    **{f"full at {times:g} times the rate": Recipe(inputs={"finetune_type": "full"}, rate=times) for times in TIMES},
     "full at rank 64": Recipe(inputs={"finetune_type": "full", "lora_rank": 64}),
     "short captions": Recipe(short_captions=True),
     # A part of the layers: the words' own stream, as Custom Diffusion (arXiv:2212.04488) trains what reads the words;
