@@ -18,7 +18,7 @@ from lora import disk, repack, trigger, wait
 from lora.desk import Captioned, Desk, Encoded, Gathered
 from lora.file import weights
 from lora.file.names import Pair
-from lora.flux import base, encode, hardware
+from lora.flux import base, encode, extract, hardware
 from lora.flux import eye as eyes
 from lora.flux.base import Base
 from lora.pictures import archive, background, buckets, photos, subjects, survey, views
@@ -312,7 +312,8 @@ def pack(
             for lesson in lessons
             if (thumbnail := encoded.thumbnails.get(lesson.name + examine.CLOSE_UP))
         ]
-        written = record.request_json(request, decided, gathered.data, verdict=found.record())
+        held = extract.record(learned.held) if learned.held else None
+        written = record.request_json(request, decided, gathered.data, None, found.record(), held)
         members |= report.write(
             work / "report", written, lessons, learned.previews, learned.curve, found, desk.log.warnings
         )
@@ -322,7 +323,7 @@ def pack(
             token, pictures = desk.secrets.hf_token or "", len(gathered.found)
             told = found.lines()
             published = hub.publish(request, token, decided, lora, learned.previews, pictures, desk.log, told, others)
-    written = record.request_json(request, decided, gathered.data, published, found.record())
+    written = record.request_json(request, decided, gathered.data, published, found.record(), held)
     members["request.json"].write_text(written, encoding="utf-8")
     tar = tarball.finish(members, output, others)
     desk.log(desk.stage.table())

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import FluxPipeline
 from PIL import Image
 from safetensors.torch import load
 
@@ -393,6 +394,69 @@ def test_the_same_request_gives_the_same_tar_byte_for_byte(archive: Path, work: 
     for name in ("fresh", "fresh too"):
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             assert once == pool.submit(_run, archive, tmp_path / name, print, **changes).result().read_bytes(), name
+
+
+def test_a_full_fine_tuning_gives_a_tar_like_any_other_and_tells_how_much_of_the_change_it_holds(
+    eight: Path, work: Path, tmp_path: Path
+) -> None:
+    """With preservation, previews meanwhile, all checkpoints, and the recipe's own rate."""
+    lines: list[str] = []
+    changes: dict[str, Any] = {
+        "finetune_type": "full",
+        "training_steps": 6,
+        "preservation": "1",
+        "resolution": "64",
+        "preview_every": 2,
+        "checkpoints": "all",
+        "layers_to_optimize_regex": "single_transformer_blocks",
+        "settings": {"prior_prompts": 8},
+    }
+    tar = _run(eight, tmp_path / "a", lines.append, **changes)
+    assert tar.read_bytes() == _run(eight, tmp_path / "b", **changes).read_bytes()
+    with tarfile.open(tar) as opened:
+        members = {name: opened.extractfile(name).read() for name in opened.getnames()}  # type: ignore[union-attr]
+    record = json.loads(members["request.json"])
+    layers = record["held"]["layers"]
+    assert len(layers) == 15
+    assert all(0 < share <= 1 for share in layers.values())
+    assert min(layers.values()) <= record["held"]["share"] <= max(layers.values())
+    assert (record["inputs"]["finetune_type"], record["decided"]["full"]) == ("full", True)
+    rate, _, why = recipe.of_full(recipe.TOY["subject"], 128)
+    assert (record["decided"]["learning_rate"], record["decided"]["reasons"]["learning_rate"]) == (rate, why)
+    assert "What the LoRA holds of the change" in members["report/index.html"].decode()
+    [told] = [line for line in lines if line.startswith("the LoRA holds ")]
+    share = record["held"]["share"]
+    assert told.startswith(f"the LoRA holds {share:.0%} of the change of 15 layers (by its norm; from ")
+    steps = [line.split(":")[0] for line in lines if line.startswith("step ")]
+    assert steps == [f"step {step}/6" for step in range(1, 7)]
+    others = sorted((tmp_path / "a").rglob("step-*.safetensors"))
+    assert [path.name for path in others] == ["step-0003.safetensors", "step-0004.safetensors", "step-0005.safetensors"]
+    last = load(members[job.WEIGHTS_MEMBER])
+    assert len(last) == 30
+    for other in others:
+        assert load(other.read_bytes()).keys() == last.keys()
+    pipeline = FluxPipeline.from_pretrained(base.TOY)
+    layer = pipeline.transformer.get_submodule("single_transformer_blocks.0.proj_out")
+    before = layer.weight.detach().clone()
+    (tmp_path / "lora.safetensors").write_bytes(members[job.WEIGHTS_MEMBER])
+    pipeline.load_lora_weights(tmp_path / "lora.safetensors")
+    pipeline.fuse_lora()
+    halves = (last[f"transformer.single_transformer_blocks.0.proj_out.lora_{half}.weight"].float() for half in "BA")
+    torch.testing.assert_close(layer.weight.detach() - before, torch.mm(*halves), rtol=1e-3, atol=1e-6)
+
+
+def test_what_a_full_fine_tuning_leaves_empty_is_flux_pro_trainers_and_what_is_given_counts(
+    archive: Path, work: Path
+) -> None:
+    lines: list[str] = []
+    empty = {"training_steps": None, "finetune_type": "full"}
+    settings = job.gather(_desk(archive, work, lines, **empty), {}).decided.settings
+    assert (settings.steps, settings.full) == (recipe.TOY["subject"].full_steps, True)
+    assert f"training steps: {settings.steps}, what finetune_type full takes for any number of pictures" in lines
+    (work / "again").mkdir()
+    given = {"training_steps": 7, "learning_rate": 3e-5, "finetune_type": "full"}
+    settings = job.gather(_desk(archive, work / "again", lines, **given), {}).decided.settings
+    assert (settings.steps, settings.learning_rate) == (7, 3e-5)
 
 
 def test_seed_zero_is_zero_and_a_seed_left_empty_is_recorded(archive: Path, work: Path, tmp_path: Path) -> None:

@@ -217,3 +217,12 @@ def test_a_broken_regular_expression_is_told_with_an_example(tmp_path: Path) -> 
 def test_secrets_do_not_show_themselves() -> None:
     shown = repr(Secrets(hf_token="hf_secret", wandb_api_key="w_secret"))
     assert "secret" not in shown.lower().replace("secrets", "")
+
+
+def test_a_full_fine_tuning_cannot_go_on_from_a_lora_and_every_fault_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(b"")
+    a_request(tmp_path / "a.zip", finetune_type="full", layers_to_optimize_regex="proj_out").check()
+    with pytest.raises(ValueError, match=r"(?s)resolution.*finetune_type: full begins at the base and cannot go on"):
+        a_request(tmp_path / "a.zip", finetune_type="full", resume_from="me/lora", resolution="7").check()
+    with pytest.raises(ValueError, match="finetune_type: 'half' is not one of lora, full"):
+        a_request(tmp_path / "a.zip", finetune_type="half").check()

@@ -136,6 +136,7 @@ def test_a_bad_request_is_refused_with_everything_that_is_wrong(trainer):
 def test_the_names_that_other_trainers_have_count_and_are_told(trainer):
     """Cog drops a name that is in no signature without a word to the caller: only its own output tells of it."""
     asked = {"trigger_phrase": '"VEK",', "is_style": True, "autocaption": False, "steps": 1, "rank": 2}
+    asked |= {"finetune_type": "full"}
     answer = trainer.train(
         input_images=FEW, **asked, mode="style", priority="speed", preservation="off", no_such_input=1
     )
@@ -152,8 +153,10 @@ def test_the_names_that_other_trainers_have_count_and_are_told(trainer):
         "resolution: 96, the smallest of the base's, as priority 'speed' has it",
     ):
         assert line in lines
+    assert any(line.startswith("the LoRA holds ") for line in lines)
     written = json.loads(files["request.json"])
     assert written["decided"]["steps"] == 1
+    assert written["inputs"]["finetune_type"] == "full"
     inputs = written["inputs"]
     given = [inputs[name] for name in ("trigger_word", "lora_type", "mode", "priority", "captioning", "lora_rank")]
     assert given == ["VEK", "style", "style", "speed", "disabled", 2]
@@ -196,8 +199,9 @@ def test_the_form_begins_with_what_everybody_needs_and_ends_with_old_names(train
     assert {"steps", "rank", "trigger_phrase", "is_style", "caption_prefix", "caption_suffix", "autocaption"} <= set(
         old
     )
-    common, expert = names.index("training_steps"), names.index("learning_rate")
-    assert common < expert < names.index("wandb_entity")
+    assert properties["finetune_type"]["default"] == "lora"
+    common, full, expert = (names.index(name) for name in ("training_steps", "finetune_type", "learning_rate"))
+    assert common < full < expert < names.index("wandb_entity")
 
 
 def test_a_failure_tells_the_caller_everything_and_leaves_nothing(trainer):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -55,6 +55,12 @@ def extract(change: Tensor, rank: int) -> tuple[Pair, Tensor, Tensor]:
         a = torch.cat([a, a.new_zeros(missing, a.shape[1])])
         b = torch.cat([b, b.new_zeros(len(b), missing)], dim=1)
     return (a, b), torch.linalg.vector_norm(change), torch.linalg.vector_norm(s)
+
+
+def record(held: Mapping[str, Held]) -> dict[str, object]:
+    """As plain values: the share of the whole change that a LoRA holds, and that of each layer's."""
+    shares = {name: round(one.share, 4) for name, one in held.items()}
+    return {"share": round(together(held.values()).share, 4), "layers": shares}
 
 
 def together(parts: Iterable[Held]) -> Held:

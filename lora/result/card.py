@@ -204,6 +204,8 @@ def _settings_table(request: TrainRequest, decided: Mapping[str, Any], pictures:
         "Seed": decided["seed"],
         "Base": decided["base"],
     }
+    if request.finetune_type == "full":
+        rows["Trained"] = f"the layers' weights, and a LoRA of rank {request.lora_rank} made of their change"
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
     return f"## Training\n\n| Setting | Value |\n| --- | --- |\n{table}\n\n"
 

@@ -40,11 +40,13 @@ def request_json(
     data: str,
     upload: Mapping[str, str] | None = None,
     verdict: Mapping[str, Any] | None = None,
+    held: Mapping[str, Any] | None = None,
 ) -> str:
     """Everything that made the weights: the inputs as given, what was decided for those left empty, and versions.
 
-    `run_id` is a hash of all of it: equal runs have equal ids. What came out is no part of the id: `verdict`, and
-    `upload`, where one was asked for.
+    `run_id` is a hash of all of it: equal runs have equal ids. What came out is no part of the id: `verdict`; `held`,
+    how much of a full fine-tuning's change the LoRA holds (`lora.flux.extract.record`); and `upload`, where one was
+    asked for.
     """
     given = {name: value for name, value in dataclasses.asdict(request).items() if name != "faults"}
     inputs = {**given, "input_images": request.input_images.suffix or "archive"}
@@ -55,6 +57,8 @@ def request_json(
     run_id = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
     if verdict is not None:
         record["verdict"] = dict(verdict)
+    if held is not None:
+        record["held"] = dict(held)
     if upload is not None:
         record["upload"] = dict(upload)
     return json.dumps({"run_id": run_id, **record}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

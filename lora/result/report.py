@@ -80,12 +80,25 @@ def page(
         previews=previews,
         loss_svg=Markup(curves.loss_svg(curve)),
         loss_in_words=curves.in_words(curve),
+        held=_held(record.get("held"), inputs["lora_rank"]),
         lessons=lessons,
         sources=SOURCES,
         settings={**inputs, **decided},
         versions=record["versions"],
         record=json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False),
     )
+
+
+LEAST_HELD = 5
+"""Layers that the page names."""
+
+
+def _held(held: Mapping[str, Any] | None, rank: int) -> dict[str, Any] | None:
+    """What the page tells of `request.json`'s `held`: the share in all, and of the layers of which least is held."""
+    if held is None:
+        return None
+    least = sorted(held["layers"].items(), key=lambda one: one[1])[:LEAST_HELD]
+    return {"rank": rank, "share": held["share"], "layers": len(held["layers"]), "least": least}
 
 
 def write(

@@ -57,7 +57,7 @@ _TOY_PRIOR: dict[str, Any] = {
     "prior_prompts": 96,
     "prior_of_pictures": False,
     "prior_guidance": 1.0,
-    "full_learning_rate": 1e-5,
+    "full_learning_rate": 1e-4,
     "full_steps": 300,
 }
 """Found on the toy: half of the other words near the trigger word cost the subject nothing and halved what shows under

@@ -7,7 +7,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from bench import step
-from lora.flux import hardware, layer
+from lora.flux import adapter, hardware, layer
 from lora.flux.hardware import FLUX_DEV, GIB, Gpu, Plan
 
 
@@ -60,11 +60,39 @@ def test_a_gpu_that_cannot_hold_the_weights_is_refused_with_the_figures() -> Non
         _plan(16)
 
 
+@pytest.mark.parametrize(
+    ("gpu", "gib", "changes", "quantised", "checkpointing", "batch_size"),
+    [
+        ("H200", 139.8, {"batch_size": 2}, False, False, 2),
+        ("H100 80GB", 79.1, {}, False, False, 1),
+        ("H100 80GB", 79.1, {"rank": 128, "recordings": 40}, False, False, 1),
+        ("H100 80GB", 79.1, {"batch_size": 4}, False, True, 4),
+        ("L40S", 44.4, {}, False, True, 1),
+        ("A100 40GB", 39.4, {}, True, True, 1),
+    ],
+)
+def test_a_full_fine_tuning_takes_a_gpu_of_80_gb_whole_and_of_48_with_blocks_recomputed(
+    gpu: str, gib: float, changes: dict[str, Any], quantised: bool, checkpointing: bool, batch_size: int
+) -> None:
+    plan = _plan(gib, full=True, **changes)
+    assert (plan.quantised, plan.checkpointing, plan.batch_size) == (quantised, checkpointing, batch_size), gpu
+    assert not plan.recorded, "a step within the backward pass is not recorded"
+    assert "the change of the layers' weights in bf16 among them" in plan.reason
+
+
+def test_a_full_fine_tuning_that_does_not_fit_is_refused_by_name_and_a_lora_is_not() -> None:
+    with pytest.raises(ValueError, match=r"^finetune_type: NVIDIA X has 31 GiB, and full needs 3\d GiB .* at lora$"):
+        _plan(31.4, full=True, resolutions=(512,), rank=16)
+    _plan(31.4)
+
+
 def test_what_is_counted_on_flux_1_dev_is_what_it_has() -> None:
     """The constants, from the model's own modules."""
     with torch.device("meta"):
         transformer = FluxTransformer2DModel(**step.FLUX_DEV).bfloat16()
     assert sum(p.numel() for p in transformer.parameters()) == FLUX_DEV
+    trained = [transformer.get_submodule(name).weight for name in adapter.target_modules(transformer)]
+    assert 2 * sum(weight.numel() for weight in trained) == pytest.approx(hardware.CHANGE * FLUX_DEV)
     plain = sum(p.nbytes for p in transformer.parameters())
     layer.to_float8(transformer)
     held = sum(tensor.nbytes for tensor in transformer.state_dict().values())

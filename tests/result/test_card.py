@@ -67,6 +67,12 @@ def test_the_card_tells_how_to_use_it_and_how_it_was_trained(tmp_path: Path) -> 
     assert r"| Layers | a\|b |" in text
 
 
+def test_the_card_tells_of_a_full_fine_tuning(tmp_path: Path) -> None:
+    row = "| Trained | the layers' weights, and a LoRA of rank 4 made of their change |"
+    assert row in _card(tmp_path, finetune_type="full")
+    assert "| Trained |" not in _card(tmp_path)
+
+
 def test_the_card_of_schnell_has_its_licence_and_that_of_a_packed_lora_no_training(tmp_path: Path) -> None:
     front = _front(_card(tmp_path, decided={**DECIDED, "base": card.FLUX_SCHNELL}))
     assert (front["license"], front["base_model"]) == ("apache-2.0", card.FLUX_SCHNELL)

@@ -99,6 +99,19 @@ def test_a_close_up_is_told_as_one() -> None:
     assert words.count("a.png, caption yours") == words.count("a.png, a close-up of its subject, caption yours") == 1
 
 
+def test_the_page_tells_how_much_of_a_full_fine_tunings_change_the_lora_holds_and_else_nothing() -> None:
+    layers = {f"transformer_blocks.{i}.attn.to_q": 0.9 - 0.01 * i for i in range(7)}
+    told = {**RECORD, "held": {"share": 0.87, "layers": layers}}
+    words = _Page(report.page(told, [_lesson()], _previews(4), CURVE, VERDICT, [])).words
+    assert "The weights of 7 layers were trained, and this LoRA of rank 16 is made of their change" in words
+    assert "87 %" in words
+    shown = [name for name in layers if f"{name}\n" in words]
+    assert shown == list(layers)[2:], "those of which least is held"
+    assert words.index("84 %") < words.index("transformer_blocks.6.") or "84 %" in words
+    without = _Page(report.page(RECORD, [_lesson()], _previews(4), CURVE, VERDICT, [])).words
+    assert "holds of the change" not in without
+
+
 def test_what_users_write_is_never_markup() -> None:
     lesson = _lesson(name='"><img src=x onerror=alert(1)>', caption="<script>alert(1)</script>")
     page = _Page(report.page(RECORD, [lesson], _previews(4), CURVE, VERDICT, ["<b>bold</b>"]))

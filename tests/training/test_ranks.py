@@ -305,6 +305,11 @@ def test_the_number_of_gpus_is_what_is_asked_for_or_all_and_without_one_there_is
         "GPUs: 2 of 4, as GPUS asks for",
         "GPUs: none, but 2 processes train on the CPU, as GPUS asks for",
     ]
+    lines.clear()
+    why = "finetune_type full trains on one GPU"
+    assert [ranks.how_many(asked, A_GPU, lines.append, why) for asked in (None, "3", "1")] == [1, 1, 1]
+    assert ranks.how_many("cpu:2", None, lines.append, why) == 1
+    assert lines == [f"GPUs: one of 4 trains: {why}"] * 2
     for asked, message in (
         ("5", "GPUS: 5 are asked for, and of a GPU there are 4 in a row"),
         ("0", "GPUS: '0' is no number"),

@@ -34,6 +34,17 @@ def test_the_rate_falls_with_the_root_of_a_rank_above_16_and_says_so() -> None:
     assert why.endswith("times (16/64)^0.5 for the rank")
 
 
+@pytest.mark.parametrize("lora_type", ["subject", "style"])
+def test_whole_weights_are_trained_as_long_and_as_hot_as_flux_pro_trainer_does(lora_type: str) -> None:
+    rate, (steps, _), why = recipe.of_full(recipe.FLUX_DEV[lora_type], 3072)
+    assert (rate, steps) == (1e-5, 300)
+    assert why == "1e-05 for finetune_type full at FLUX.1-dev's width"
+    row = recipe.TOY[lora_type]
+    rate, _, why = recipe.of_full(row, 128)
+    assert rate == pytest.approx(row.full_learning_rate * 24**0.75)
+    assert "(3072/128)^0.75" in why
+
+
 @pytest.mark.parametrize("row", [*recipe.FLUX_DEV.values(), *recipe.TOY.values()])
 def test_every_row_asks_for_kinds_of_prompts_that_exist(row: recipe.Recipe) -> None:
     assert len(prompts.apart({"a TOK": Subject("TOK")}, row.prior_prompts, 1, row.prior_kinds)) == row.prior_prompts
