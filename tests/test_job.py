@@ -570,9 +570,24 @@ def test_pictures_are_refused_before_the_base_is_fetched(tmp_path: Path, work: P
     assert list(work.iterdir()) == []
 
 
-@pytest.mark.parametrize(("quantised", "checkpointing"), [(False, False), (False, True), (True, True)])
+@pytest.mark.parametrize(
+    ("quantised", "checkpointing", "finetune_type"),
+    [
+        (False, False, "lora"),
+        (False, True, "lora"),
+        (True, True, "lora"),
+        (False, True, "full"),
+        (True, True, "full"),
+    ],
+)
 def test_a_gpus_plan_trains_whole_in_bf16(
-    quantised: bool, checkpointing: bool, archive: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quantised: bool,
+    checkpointing: bool,
+    finetune_type: str,
+    archive: Path,
+    work: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On the CPU, but in a GPU's types: what meets what in which type is the same."""
     plan = Plan(
@@ -582,7 +597,7 @@ def test_a_gpus_plan_trains_whole_in_bf16(
     apart = prompts.apart
     monkeypatch.setattr(prompts, "apart", lambda *asked: apart(*asked)[:2])
     lines: list[str] = []
-    tar = _run(archive, tmp_path / "out", lines.append, preservation="1")
+    tar = _run(archive, tmp_path / "out", lines.append, preservation="1", finetune_type=finetune_type)
     assert any("plan: as on a GPU" in line for line in lines)
     with tarfile.open(tar) as opened:
         weights = opened.extractfile(job.WEIGHTS_MEMBER)
