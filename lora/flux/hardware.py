@@ -24,8 +24,9 @@ CHANGE = 2 * 8_606_711_808 / FLUX_DEV
 and MLP of every block, once more in bf16."""
 LORA_OF_IT = 4 * 65_372_160 / 16 / FLUX_DEV
 """For each parameter of the base and each rank: the LoRA that is made of the change, at the most in float32."""
-STEP = 1.5 * GIB
-"""The widest layer's gradient and what its step, or its singular vectors, need beside it in float32."""
+STEP = 2.5 * GIB
+"""What its step needs of the widest layer, some seven times its weights in float32 (1.3 GiB on FLUX.1-dev), and the
+joined inputs of the single blocks' last layers, which a LoRA keeps in parts (1 GiB for a picture of 1024 x 1024)."""
 RESERVE = 1.5 * GIB
 """For CUDA itself, a batch's latents and text embeddings, and room that no tensor fits."""
 RECORDING = 0.4 * GIB

@@ -67,8 +67,8 @@ def test_a_gpu_that_cannot_hold_the_weights_is_refused_with_the_figures() -> Non
         ("H100 80GB", 79.1, {}, False, False, 1),
         ("H100 80GB", 79.1, {"rank": 128, "recordings": 40}, False, False, 1),
         ("H100 80GB", 79.1, {"batch_size": 4}, False, True, 4),
-        ("L40S", 44.4, {}, False, True, 1),
-        ("A100 40GB", 39.4, {}, True, True, 1),
+        ("RTX PRO 5000", 47.5, {}, False, True, 1),
+        ("L40S", 44.4, {}, True, True, 1),
     ],
 )
 def test_a_full_fine_tuning_takes_a_gpu_of_80_gb_whole_and_of_48_with_blocks_recomputed(
