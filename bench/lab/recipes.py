@@ -22,7 +22,7 @@ class Recipe:
 
 
 ATTENTION_AND_DOUBLE_FF = r"\.attn\.(to|add)_|\.ff(_context)?\.net"
-TIMES = (0.3, 3.0, 10.0, 30.0)
+TIMES = (0.3, 3.0)
 RECIPES = {
     "defaults": Recipe(),
     "without preservation": Recipe(inputs={"preservation": "off"}),

@@ -61,7 +61,8 @@ _TOY_PRIOR: dict[str, Any] = {
     "full_steps": 300,
 }
 """Found on the toy: half of the other words near the trigger word cost the subject nothing and halved what shows under
-them; with 32 drawings a style showed under another word three times as often as with 96."""
+them; with 32 drawings a style showed under another word three times as often as with 96. Of five rates for whole
+weights 1e-4 showed the subject most; 1000 steps no more than 300 (docs/quality.md)."""
 _SUBJECT_KINDS = ("captions", "near", "noun", "natural")
 _STYLE_KINDS = ("captions", "near", "natural", "natural")
 
