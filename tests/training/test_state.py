@@ -94,12 +94,14 @@ def test_a_training_interrupted_at_any_step_ends_with_the_same_bytes(archive: Pa
         assert list(states.iterdir()) == []
 
 
-def test_a_training_may_be_interrupted_twice(archive: Path, tmp_path: Path) -> None:
+def test_a_training_may_be_interrupted_twice_and_be_one_of_whole_weights(archive: Path, tmp_path: Path) -> None:
     for at in (2, 6):
         with pytest.raises(KeyboardInterrupt):
-            _run(archive, tmp_path / "out", tmp_path / "states", _interrupting(at, []))
-    tar = _run(archive, tmp_path / "out", tmp_path / "states")
-    assert tar.read_bytes() == _run(archive, tmp_path / "whole").read_bytes()
+            _run(archive, tmp_path / "out", tmp_path / "states", _interrupting(at, []), finetune_type="full")
+    lines: list[str] = []
+    tar = _run(archive, tmp_path / "out", tmp_path / "states", lines.append, finetune_type="full")
+    assert "an interrupted training of this request goes on after step 6" in lines
+    assert tar.read_bytes() == _run(archive, tmp_path / "whole", finetune_type="full").read_bytes()
 
 
 def test_a_training_that_has_learned_enough_says_so_though_it_was_interrupted(
