@@ -102,7 +102,7 @@ def train(
     ),
     finetune_type: str = Input(
         default="lora",
-        description="lora: the LoRA is trained. full: the weights of its layers are trained, 300 steps at 1e-5 where you leave these empty, and a LoRA of lora_rank is made of their change; the report tells how much of it that holds. full needs a GPU of 48 GB or more, and one alone.",
+        description="lora: the LoRA is trained. full: the weights of its layers are trained, 300 steps at 1e-5 where you leave these empty, and a LoRA of lora_rank is made of their change; the report tells how much of it that holds. full needs a GPU of 48 GB or more, and uses one GPU.",
         choices=["lora", "full"],
     ),
     learning_rate: Optional[float] = Input(
