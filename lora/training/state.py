@@ -26,6 +26,8 @@ FORMAT = 1
 SECONDS_BETWEEN = 120.0
 """Between two savings. With FLUX.1-dev at rank 16 a state has up to 1.6 GB: weights and AdamW's two moments in float32,
 and up to six checkpoints in bf16."""
+ECHO_SECONDS = 2.0
+"""A second signal so soon is the first one's echo: `timeout` and others signal a process and its group."""
 KEPT_DAYS = 30
 """After which a state that nobody came back for is deleted."""
 ENDING = ".state"
@@ -46,6 +48,7 @@ class Keeper:
         self._job: dict[str, Any] = {}
         self._saved_at = -float("inf")
         self._asked: int | None = None
+        self._asked_at = 0.0
         self._handlers: dict[int, Any] = {}
 
     @property
@@ -99,8 +102,8 @@ class Keeper:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Within it, SIGINT and SIGTERM wait until `leave_if_asked` is called, where a state can be saved; the second
-        one does not wait."""
+        """Within it, SIGINT and SIGTERM wait until `leave_if_asked` is called, where a state can be saved; another
+        one, ECHO_SECONDS later, does not wait."""
         mine = threading.current_thread() is threading.main_thread()
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         if self.file and mine:
@@ -120,10 +123,11 @@ class Keeper:
             signal.raise_signal(number)
 
     def _note(self, number: int, _: object) -> None:
-        if self._asked is not None:
+        if self._asked is None:
+            self._asked, self._asked_at = number, time.monotonic()
+        elif time.monotonic() - self._asked_at > ECHO_SECONDS:
             self._listen_no_more()
             signal.raise_signal(number)
-        self._asked = number
 
     def _listen_no_more(self) -> None:
         for number, handler in self._handlers.items():

@@ -208,11 +208,14 @@ def test_a_full_disk_ends_no_training(tmp_path: Path) -> None:
     assert lines[0].startswith("the state after step 5 could not be saved: ")
 
 
-def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
-    keeper = Keeper(tmp_path / "one.state")
+def test_a_second_signal_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper, now = Keeper(tmp_path / "one.state"), 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     with keeper.listening():
         signal.raise_signal(signal.SIGINT)
         assert keeper.due(looked=False, alone=True)
+        signal.raise_signal(signal.SIGINT)  # an echo
+        now += state.ECHO_SECONDS + 0.1
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     with Keeper().listening(), pytest.raises(KeyboardInterrupt):
