@@ -1,6 +1,7 @@
 """What several test files share: a FLUX transformer of a few thousand weights, and the project's own toy base."""
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,15 @@ collect_ignore = ["server"]
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 """Real photographs, beside the repository where it is developed; tests that need them skip where they are not."""
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary folders go."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import re
 import resource
 import shutil
 import tarfile
-import tempfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -38,15 +37,6 @@ from tests import hub_server, tiny_dino, tiny_qwen, toy_schnell
 from tests.test_request import a_request
 
 FAST = {"training_steps": 3, "preservation": "off", "preview_prompts": "a [trigger]"}
-
-
-@pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary folders go: it must be empty after every run."""
-    folder = tmp_path / "work"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
 
 
 @pytest.fixture

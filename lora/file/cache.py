@@ -3,6 +3,7 @@
 What is kept is bounded, so that a server may draw with any number of LoRAs.
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -82,13 +83,11 @@ def about(file: Path) -> Fetched:
     """What a safetensors says of itself; of a file that is none only the name and the hash of all its bytes."""
     header: dict[str, str] = {}
     start = 0
-    try:
+    with contextlib.suppress(SafetensorError, OSError):  # whoever reads its weights says what is wrong with it
         with safe_open(file, framework="pt") as opened:
             header = opened.metadata() or {}
         with file.open("rb") as stream:
             start = 8 + int.from_bytes(stream.read(8), "little")
-    except (SafetensorError, OSError):
-        pass  # whoever reads its weights says what is wrong with it
     with file.open("rb") as stream:
         stream.seek(start)
         digest = hashlib.file_digest(stream, "sha256").hexdigest()

@@ -18,7 +18,7 @@ from lora.flux import flow
 from lora.flux.encode import Example, Text
 from lora.training.balance import Balance
 from lora.training.graphs import Pass, Passes
-from lora.training.masters import Adapters, Masters, Mover
+from lora.training.masters import Masters, Mover
 from lora.training.prior import Prior
 from lora.training.ranks import ALONE, World
 
@@ -250,9 +250,13 @@ def shares_of(priors: Sequence[Prior], timestep_mean: float) -> list[float]:
     return [flow.share_of_timesteps(prior.until, prior.since, timestep_mean, uniform_share=0.5) for prior in priors]
 
 
-def _masters(parameters: Sequence[torch.nn.Parameter], settings: Settings, rows: int) -> Masters:
+def _masters(
+    parameters: Sequence[torch.nn.Parameter], passes: Passes, settings: Settings, rows: int, world: World
+) -> Masters:
     return Masters(
         parameters,
+        passes,
+        world,
         rows=rows,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
@@ -272,13 +276,21 @@ def _go_on(
     return saved["step"], saved["kept"].to(generator.device)
 
 
-def _state(step: int, mover: Mover, balance: Balance | None, kept: Tensor, noise: Sequence[Tensor]) -> dict[str, Any]:
+def _state(
+    step: int,
+    mover: Mover,
+    balance: Balance | None,
+    kept: Tensor,
+    noise: Sequence[Tensor],
+    generator: torch.Generator,
+) -> dict[str, Any]:
+    """`noise` are the states of all ranks' generators; of one that trains alone it is taken when it is asked for."""
     return {
         "step": step,
         "mover": mover.state(),
         "weight": balance and balance.weight,
         "kept": kept,
-        "generators": list(noise),
+        "generators": list(noise) or [generator.get_state()],
     }
 
 
@@ -314,8 +326,7 @@ def fit(
     if priors and settings.prior_ratio:
         balance = Balance(settings.prior_ratio, settings.prior_weight, device)
     if mover is None:
-        masters = _masters(parameters, settings, rows=2 if balance else 1)
-        mover = Adapters(Passes(parameters, generator), masters, world)
+        mover = _masters(parameters, Passes(parameters, generator), settings, 2 if balance else 1, world)
     started = time.monotonic()
 
     def of_pictures(batch: Sequence[Example], captions: Sequence[str]) -> Pass:
@@ -326,7 +337,7 @@ def fit(
         loss = functools.partial(prior_loss, transformer, batch[0].size, settings.guidance)
         return ("drawings", batch[0].size), loss, rows_of_priors(batch, texts)
 
-    if record and isinstance(mover, Adapters):
+    if record and isinstance(mover, Masters):
         by_size = {example.size: [example] * settings.batch_size for example in [*examples, *late]}
         drawn = {prior.size: [prior] * settings.batch_size for prior in priors if balance}
         every = [of_pictures(batch, [example.caption for example in batch]) for batch in by_size.values()]
@@ -343,8 +354,7 @@ def fit(
         kept = kept if looked is None else looked
         if step == 1 and norm == 0:
             raise RuntimeError(f"no gradient reaches the LoRA: torch {torch.__version__} does not train this model")
-        together = world.size == 1 or step in shared_at
-        noise = world.gather([generator.get_state()]) if together else []
+        noise = world.gather([generator.get_state()]) if world.size > 1 and step in shared_at else []
         yield StepReport(
             step=step,
             loss=loss,
@@ -354,5 +364,5 @@ def fit(
             balance=balance,
             learning_rate=rate,
             seconds=time.monotonic() - started,
-            state=functools.partial(_state, step, mover, balance, kept, noise),
+            state=functools.partial(_state, step, mover, balance, kept, noise, generator),
         )

@@ -15,8 +15,33 @@ BEHIND = 4
 the rows' beginnings at multiples of 16 bytes."""
 
 
+class Mover(Protocol):
+    """Moves what is trained by what the passes say."""
+
+    @property
+    def skipped(self) -> Tensor:
+        """Steps so far without a finite gradient, a scalar."""
+
+    @property
+    def in_a_row(self) -> Tensor:
+        """The last ones of them without a sound step between."""
+
+    def move(
+        self, pictures: Pass, preservation: Pass | None, rate: float, balance: Balance | None, last: bool = False
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """A step by the gradient of the pictures and, where it is looked at, of the preservation; both losses, and the
+        norm of the gradient. `last`: whether it is the training's last step."""
+
+    def state(self) -> dict[str, Any]:
+        """All that the next step needs, as it is now; for `go_on`."""
+
+    def go_on(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state` gave, in place."""
+
+
 class Masters:
-    """The trained weights in float32: steps of 1e-4 would vanish in bf16's 8 bits. On a CPU these are the parameters.
+    """Moves a LoRA. Its weights are kept in float32, for steps of 1e-4 would vanish in bf16's 8 bits; on a CPU these
+    are the parameters.
 
     The gradients of the pictures (`gradients`) and of the preservation (`scratch`, where there are two rows) lie in one
     flat tensor, which ranks average in one exchange.
@@ -25,6 +50,8 @@ class Masters:
     def __init__(
         self,
         parameters: Sequence[torch.nn.Parameter],
+        passes: Passes,
+        world: World,
         *,
         rows: int,
         learning_rate: float,
@@ -32,7 +59,9 @@ class Masters:
         epsilon: float,
         ema_decay: float,
     ) -> None:
-        """`ema_decay`: share of itself that the running mean of the weights keeps at each step; 0: no mean."""
+        """`passes` are over the same parameters. `ema_decay`: share of itself that the running mean of the weights
+        keeps at each step; 0: no mean."""
+        self.passes, self._world = passes, world
         self._parameters: list[Tensor] = list(parameters)
         self._ema_decay = ema_decay
         self.weights = [parameter.detach().float() for parameter in parameters]
@@ -69,18 +98,34 @@ class Masters:
         self._optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
         self.skipped, self.in_a_row = (state[name].to(self.skipped) for name in ("skipped", "in_a_row"))
 
-    def averaged(self, world: World, *losses: Tensor) -> tuple[Tensor, ...]:
+    def move(
+        self, pictures: Pass, preservation: Pass | None, rate: float, balance: Balance | None, last: bool = False
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        passes = self.passes
+        passes.zero()
+        losses = [passes(*pictures)]
+        torch._foreach_copy_(self.gradients, passes.gradients)
+        if preservation is not None:
+            passes.zero()
+            losses.append(passes(*preservation))
+            torch._foreach_copy_(self.scratch, passes.gradients)
+        loss, *kept = self._averaged(*losses)
+        if preservation is not None and balance is not None:
+            balance.add(self.gradients, self.scratch)
+        return loss, kept[0] if kept else None, self._step(rate, last)
+
+    def _averaged(self, *losses: Tensor) -> tuple[Tensor, ...]:
         """Averages over the ranks the rows of gradients that these losses belong to, and the losses, all at once; the
         losses."""
-        if world.size == 1:
+        if self._world.size == 1:
             return losses
         flat = self._flat[: len(losses)]
         for row, loss in zip(flat, losses, strict=True):
             row[-1] = loss
-        world.average(flat)
+        self._world.average(flat)
         return tuple(row[-1].clone() for row in flat)
 
-    def step(self, rate: float, last: bool) -> Tensor:
+    def _step(self, rate: float, last: bool) -> Tensor:
         """Moves the weights by `gradients`, cut to a norm of one, and the parameters with them; the norm before. After
         the last step the parameters are the running mean, where there is one.
 
@@ -101,67 +146,6 @@ class Masters:
                 if last:
                     torch._foreach_copy_(self._parameters, self._means)
         return norm
-
-
-class Mover(Protocol):
-    """Moves what is trained by what the passes say."""
-
-    @property
-    def skipped(self) -> Tensor:
-        """Steps so far without a finite gradient, a scalar."""
-
-    @property
-    def in_a_row(self) -> Tensor:
-        """The last ones of them without a sound step between."""
-
-    def move(
-        self, pictures: Pass, preservation: Pass | None, rate: float, balance: Balance | None, last: bool = False
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """A step by the gradient of the pictures and, where it is looked at, of the preservation; both losses, and the
-        norm of the gradient. `last`: whether it is the training's last step."""
-
-    def state(self) -> dict[str, Any]:
-        """All that the next step needs, as it is now; for `go_on`."""
-
-    def go_on(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state` gave, in place."""
-
-
-class Adapters:
-    """Moves a LoRA: the passes' gradients in the type of the products, the steps in float32."""
-
-    def __init__(self, passes: Passes, masters: Masters, world: World) -> None:
-        self.passes, self.masters, self._world = passes, masters, world
-
-    @property
-    def skipped(self) -> Tensor:
-        return self.masters.skipped
-
-    @property
-    def in_a_row(self) -> Tensor:
-        return self.masters.in_a_row
-
-    def move(
-        self, pictures: Pass, preservation: Pass | None, rate: float, balance: Balance | None, last: bool = False
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        passes, masters = self.passes, self.masters
-        passes.zero()
-        losses = [passes(*pictures)]
-        torch._foreach_copy_(masters.gradients, passes.gradients)
-        if preservation is not None:
-            passes.zero()
-            losses.append(passes(*preservation))
-            torch._foreach_copy_(masters.scratch, passes.gradients)
-        loss, *kept = masters.averaged(self._world, *losses)
-        if preservation is not None and balance is not None:
-            balance.add(masters.gradients, masters.scratch)
-        return loss, kept[0] if kept else None, masters.step(rate, last)
-
-    def state(self) -> dict[str, Any]:
-        return self.masters.state()
-
-    def go_on(self, state: Mapping[str, Any]) -> None:
-        self.masters.go_on(state)
 
 
 def _views(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:

@@ -179,7 +179,7 @@ def _name(request: TrainRequest, data: str, flux: Base) -> str:
     if request.resume_from and os.path.isfile(request.resume_from):
         asked["resume_from"] = record.file_hash(Path(request.resume_from))
     digest = hashlib.sha256(json.dumps([asked, data, flux.name], sort_keys=True).encode())
-    for file in sorted((flux.folder / "transformer").iterdir()):
+    for file in sorted(file for file in (flux.folder / "transformer").iterdir() if file.is_file()):
         with file.open("rb") as stream:
             digest.update(f"{file.name} {file.stat().st_size}".encode() + stream.read(READ_OF_A_BASE))
     return digest.hexdigest()[:32]

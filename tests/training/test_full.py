@@ -14,20 +14,10 @@ from lora.flux import adapter, flow, forward
 from lora.flux.encode import Example, Text
 from lora.training import fit, full, prior
 from lora.training.balance import PACE
-from lora.training.fit import Settings
 from lora.training.full import Adafactor, Change
-from tests.training.test_fit import SCHEDULER
+from tests.training import test_fit
 
-SETTINGS = Settings(
-    steps=8,
-    batch_size=1,
-    learning_rate=1e-3,
-    caption_dropout_rate=0.2,
-    prior_ratio=0.5,
-    seed=7,
-    prior_every=2,
-    full=True,
-)
+SETTINGS = dataclasses.replace(test_fit.SETTINGS, steps=8, batch_size=1, prior_every=2, full=True)
 RANK = 4
 
 
@@ -40,7 +30,7 @@ def _changed(
 ) -> tuple[Change, list[fit.StepReport]]:
     """A training of SETTINGS, over; the change is still in the transformer."""
     settings = dataclasses.replace(SETTINGS, **changes)
-    priors = prior.draw(transformer, texts, ["a red house", "a VEK"], [(4, 4)] * 2, SCHEDULER, seed=1, steps=3)
+    priors = prior.draw(transformer, texts, ["a red house", "a VEK"], [(4, 4)] * 2, test_fit.SCHEDULER, seed=1, steps=3)
     parameters = adapter.attach(transformer, rank, seed=3)
     change = Change(transformer, settings.seed)
     return change, list(fit.fit(transformer, parameters, examples, priors, texts, settings, mover=change))
@@ -182,7 +172,7 @@ def test_a_training_that_goes_on_ends_with_the_same_change(
     tiny_flux: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text]
 ) -> None:
     another = copy.deepcopy(tiny_flux)
-    priors = prior.draw(tiny_flux, texts, ["a red house"], [(4, 4)], SCHEDULER, seed=1, steps=3)
+    priors = prior.draw(tiny_flux, texts, ["a red house"], [(4, 4)], test_fit.SCHEDULER, seed=1, steps=3)
     kept: dict[str, Any] = {}
     changes = []
     for transformer in (tiny_flux, another):

@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import tarfile
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -67,15 +66,6 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     yield ids
     assert not [pid for pid in ids if Path(f"/proc/{pid}").exists()], "ended and waited for"
     assert not dist.is_initialized()
-
-
-@pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary folders go."""
-    folder = tmp_path / "work"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
 
 
 def _lesson(transformer: FluxTransformer2DModel, examples: list[Example], texts: dict[str, Text]) -> Lesson:
