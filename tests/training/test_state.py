@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 
 from lora import job
 from lora.flux import base
+from lora.flux.base import Base
 from lora.training import recipe, state
 from lora.training.examine import Examination, Glance
 from lora.training.state import Keeper
@@ -220,6 +222,23 @@ def test_a_second_signal_does_not_wait(tmp_path: Path, monkeypatch: pytest.Monke
             signal.raise_signal(signal.SIGINT)
     with Keeper().listening(), pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
+
+
+def test_a_state_belongs_to_the_bases_weights_whatever_folders_lie_among_them(archive: Path, tmp_path: Path) -> None:
+    def name(flux: Base) -> str:
+        file = state.keeper(str(tmp_path / "states"), a_request(archive), "", flux, lambda line: None).file
+        assert file is not None
+        return file.name
+
+    toy = base.find(None, None)
+    copy = dataclasses.replace(toy, folder=Path(shutil.copytree(toy.folder, tmp_path / "base")))
+    (copy.folder / "transformer" / ".cache").mkdir()
+    assert name(copy) == name(toy)
+    weights = next((copy.folder / "transformer").glob("*.safetensors"))
+    with weights.open("r+b") as stream:
+        stream.seek(state.READ_OF_A_BASE // 2)
+        stream.write(b"another")
+    assert name(copy) != name(toy)
 
 
 def test_states_that_nobody_came_back_for_are_deleted(archive: Path, tmp_path: Path) -> None:
