@@ -23,7 +23,7 @@ from lora.result import tarball
 from script import cli
 from tests.file.test_names import a_lora
 from tests.pictures.test_archive import a_zip
-from tests.test_job import _run, work  # noqa: F401, a fixture
+from tests.test_job import _run
 
 ROOT = Path(__file__).parent.parent
 
@@ -100,7 +100,7 @@ def test_a_lora_taken_out_of_a_tar_names_where_it_did_not_fit(tmp_path: Path) ->
 @pytest.mark.parametrize("size", [3000, 30_000], ids=["the picture", "the weights"])
 def test_a_training_without_room_says_where_and_leaves_nothing(
     size: int,
-    work: Path,  # noqa: F811
+    work: Path,
     tmp_path: Path,
 ) -> None:
     pictures = a_zip(tmp_path / "pictures.zip", {"a.bmp": _bitmap(16), "b.bmp": _bitmap(64)})
@@ -112,7 +112,7 @@ def test_a_training_without_room_says_where_and_leaves_nothing(
 
 
 def test_a_training_whose_output_cannot_be_says_so_and_leaves_nothing(
-    work: Path,  # noqa: F811
+    work: Path,
     tmp_path: Path,
 ) -> None:
     (tmp_path / "out").write_text("mine")
