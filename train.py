@@ -11,9 +11,9 @@ import shutil
 from pathlib import Path as FilePath
 from typing import Optional
 
-from cog import BaseModel, Input, Path, Secret, current_scope
+from cog import BaseModel, CancelationException, Input, Path, Secret, current_scope
 
-from lora import disk, job, presets
+from lora import cancel, disk, job, presets
 from lora.request import Secrets, TrainRequest
 
 
@@ -283,18 +283,19 @@ def train(
     )
     shutil.rmtree(_output_folder(), ignore_errors=True)
     try:
-        weights = job.run(
-            request,
-            secrets=secrets,
-            output=_output_folder(),
-            flux_base=os.environ.get("FLUX_BASE"),
-            captioner=os.environ.get("CAPTIONER"),
-            eye=os.environ.get("EYE"),
-            log=lambda line: print(line, flush=True),
-            metric=current_scope().record_metric,
-            gpus=os.environ.get("GPUS"),
-            states=os.environ.get("CHECKPOINTS"),
-        )
+        with cancel.heard(CancelationException):
+            weights = job.run(
+                request,
+                secrets=secrets,
+                output=_output_folder(),
+                flux_base=os.environ.get("FLUX_BASE"),
+                captioner=os.environ.get("CAPTIONER"),
+                eye=os.environ.get("EYE"),
+                log=lambda line: print(line, flush=True),
+                metric=current_scope().record_metric,
+                gpus=os.environ.get("GPUS"),
+                states=os.environ.get("CHECKPOINTS"),
+            )
     except Exception:
         # Cog passes on the message alone; the way there is for the log. script/train tells failures in its own way.
         logging.getLogger("train").exception("the training failed")

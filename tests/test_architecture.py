@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 FLOORS = (
-    {"request", "presets", "trigger", "disk", "wait", "web"},
+    {"request", "presets", "trigger", "disk", "cancel", "wait", "web"},
     {"pictures"},
     {"file", "result"},
     {"flux"},
@@ -21,7 +21,7 @@ FLOORS = (
 )
 """From the ground up: the rooms of `lora`, and the files that stand beside them."""
 
-GROUND = ["request", "presets", "trigger", "disk", "wait", "web"]
+GROUND = ["request", "presets", "trigger", "disk", "cancel", "wait", "web"]
 ROOMS = ("pictures", "file", "result", "flux", "training")
 WITHOUT_TORCH = (
     *(f"lora.{name}" for name in GROUND),
