@@ -20,6 +20,9 @@ def heard(cancel: type[BaseException]) -> Iterator[None]:
     is a bytecode of a finalizer or of a weak reference's callback, Python prints "Exception ignored in" and goes on
     (`sys.unraisablehook`), and the training would run to its end as if nothing had been asked. Raises `cancel` at the
     end, too, where it was lost there. Other ignored exceptions are told as before.
+
+    Before Python 3.12 it may also come to a thread that this one is about to start, which has this one's number until
+    it runs (CPython's new_threadstate): that thread ends before its first line, and this one waits for it for ever.
     """
     told, thread = sys.unraisablehook, threading.get_ident()
     # Its put() may interrupt itself, which a finalizer does (the queue module's documentation of SimpleQueue).
@@ -29,24 +32,29 @@ def heard(cancel: type[BaseException]) -> Iterator[None]:
 
     def hook(ignored: "sys.UnraisableHookArgs") -> None:
         nonlocal missed
-        if threading.get_ident() == thread and ignored.exc_type is cancel:
-            missed = True
-            lost.put(True)
-        else:
+        if ignored.exc_type is not cancel:
             told(ignored)
+        elif threading.get_ident() == thread:
+            missed = True
+            lost.put(True)  # raised here it would be lost again
+        else:
+            _raise_in(thread, cancel)
+            starting = getattr(ignored.object, "__self__", None)
+            if isinstance(starting, threading.Thread):
+                starting._started.set()  # type: ignore[attr-defined]
 
-    def raise_again() -> None:
+    def raise_later() -> None:
         nonlocal missed
         while lost.get():
             time.sleep(BREATH)
             with lock:
                 if not over:
                     missed = False
-                    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(cancel))
+                    _raise_in(thread, cancel)
 
     sys.unraisablehook = hook
-    threading.Thread(target=raise_again, name="heard", daemon=True).start()
     try:
+        threading.Thread(target=raise_later, name="heard", daemon=True).start()
         yield
     finally:
         with lock:
@@ -55,3 +63,8 @@ def heard(cancel: type[BaseException]) -> Iterator[None]:
         sys.unraisablehook = told
     if missed:
         raise cancel
+
+
+def _raise_in(thread: int, error: type[BaseException]) -> None:
+    """Has `error` raised at the thread's next bytecode."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error))

@@ -5,6 +5,8 @@ import sys
 import threading
 import time
 
+import pytest
+
 from lora import cancel
 
 LONG = 10
@@ -28,6 +30,12 @@ class Slow:
             pass
 
 
+def ask(thread: int | None) -> None:
+    """As Cog does it."""
+    assert thread is not None
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(Cancelled))
+
+
 def cancelled_while_it_goes(slow: list[Slow], then: float) -> tuple[list[str], float]:
     """What a thread that works for `then` seconds after `slow` has gone was ended by, and how long that took."""
     ends: list[str] = []
@@ -48,8 +56,7 @@ def cancelled_while_it_goes(slow: list[Slow], then: float) -> tuple[list[str], f
     thread.start()
     assert going.wait(LONG)
     begun = time.monotonic()
-    assert thread.ident is not None
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(Cancelled))
+    ask(thread.ident)
     thread.join()
     return ends, time.monotonic() - begun
 
@@ -84,8 +91,7 @@ def test_nothing_is_raised_once_it_is_over() -> None:
     thread = threading.Thread(target=work)
     thread.start()
     assert going.wait(LONG)
-    assert thread.ident is not None
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(Cancelled))
+    ask(thread.ident)
     thread.join()
     assert ends == ["its own end"]
 
@@ -103,3 +109,28 @@ def test_other_ignored_exceptions_are_told_as_before() -> None:
     finally:
         sys.unraisablehook = before
     assert told == [KeyError]
+
+
+def test_a_cancel_that_comes_while_a_thread_starts_ends_the_one_that_starts_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes right after the new thread was made and before that one runs."""
+    ends: list[str] = []
+    name = "_start_new_thread" if sys.version_info < (3, 13) else "_start_joinable_thread"
+    start = getattr(threading, name)
+
+    def start_and_cancel(*arguments: object, **named: object) -> object:
+        begun = start(*arguments, **named)
+        ask(threading.get_ident())
+        return begun
+
+    def work() -> None:
+        try:
+            with cancel.heard(Cancelled):
+                monkeypatch.setattr(threading, name, start_and_cancel)
+                threading.Thread(target=int).start()
+        except Cancelled:
+            ends.append("cancelled")
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(LONG)
+    assert ends == ["cancelled"]
