@@ -16,10 +16,11 @@ from typing import List, Optional  # noqa: UP035
 import diffusers
 import torch
 import transformers
-from cog import BasePredictor, Input, Path, Secret
+from cog import BasePredictor, CancelationException, Input, Path, Secret
 from diffusers import FluxPipeline
 from PIL import Image
 
+from lora import cancel
 from lora.file import cache, source
 from lora.file.cache import Cache, Fetched
 from lora.flux import base, canvas, generate, hardware, safety, schnell
@@ -215,64 +216,69 @@ class Predictor(BasePredictor):
         ),
     ) -> List[Path]:  # noqa: UP006
         """Draws pictures of the prompt with the LoRA, or several."""
-        pipeline = self.pipeline_of(model)
-        place = self.place(image, mask, aspect_ratio, width, height, megapixels)
-        names = {"lora_weights": lora_weights, "replicate_weights": replicate_weights, "finetune_id": finetune_id}
-        wanted = self.wanted(names, lora_scale if finetune_strength is None else finetune_strength)
-        wanted += [("extra_lora", extra_lora, extra_lora_scale)] if extra_lora and extra_lora.strip() else []
-        wanted += self.more
-        loras = self.put_on(wanted, model, _text(hf_api_token), _text(civitai_api_token))
-        tokens = min(self.base.t5_tokens, schnell.TOKENS) if model == "schnell" else self.base.t5_tokens
-        self.warn(prompt, tokens, wanted, loras)
-        if go_fast:
-            print("go_fast: no faster way to draw was measured here, so this is drawn as ever")
-        usual = schnell.STEPS if model == "schnell" else generate.STEPS
-        steps = usual if num_inference_steps is None else int(num_inference_steps)
-        scale = guidance_scale if guidance is None else guidance
-        first = random.SystemRandom().randrange(2**32) if seed is None or seed < 0 else int(seed)
-        folder = FilePath(self.folder.name) / "pictures"
-        shutil.rmtree(folder, ignore_errors=True)  # the pictures before have been fetched by now
-        folder.mkdir()
-        seeds = [(first + number) % 2**32 for number in range(int(num_outputs))]
-        paths: list[Path] = []
-        for number, now in enumerate(seeds):
-            print(f"drawing {number + 1} of {len(seeds)}: {place.size[0]}x{place.size[1]}, {steps} steps, seed {now}")
-            drawn = generate.draw(
-                pipeline,
-                prompt,
-                place.size,
-                now,
-                steps=steps,
-                guidance=scale,
-                tokens=tokens,
-                start=place.start,
-                strength=prompt_strength,
-                mask=place.mask,
-                told=generate.progress(print, number, len(seeds)),
-            )
-            picture = place.finish(drawn)
-            if self.checker and not disable_safety_checker and self.checker.withholds(picture):
-                print(f"seed {now}: the safety checker withholds this picture")
-                continue
-            about = Drawn(
-                prompt=prompt,
-                steps=steps,
-                guidance=scale if pipeline.transformer.config.guidance_embeds else None,
-                seed=now,
-                size=picture.size,
-                model=self.base.name if model == "dev" else schnell.called(self.schnell),
-                loras=[(lora.name, weight, lora.sha256) for lora, (_, _, weight) in zip(loras, wanted, strict=True)],
-                strength=None if place.start is None else prompt_strength,
-            )
-            paths.append(Path(folder / f"{number}.{output_format}"))
-            text = drawing.parameters(about) if include_metadata else None
-            drawing.save(picture, paths[-1], int(output_quality), text)
-        if not paths:
-            raise ValueError(
-                f"the safety checker withholds every picture of this call (seed {', '.join(map(str, seeds))}): take"
-                " another prompt or seed, or set disable_safety_checker"
-            )
-        return paths
+        with cancel.heard(CancelationException):
+            pipeline = self.pipeline_of(model)
+            place = self.place(image, mask, aspect_ratio, width, height, megapixels)
+            names = {"lora_weights": lora_weights, "replicate_weights": replicate_weights, "finetune_id": finetune_id}
+            wanted = self.wanted(names, lora_scale if finetune_strength is None else finetune_strength)
+            wanted += [("extra_lora", extra_lora, extra_lora_scale)] if extra_lora and extra_lora.strip() else []
+            wanted += self.more
+            loras = self.put_on(wanted, model, _text(hf_api_token), _text(civitai_api_token))
+            tokens = min(self.base.t5_tokens, schnell.TOKENS) if model == "schnell" else self.base.t5_tokens
+            self.warn(prompt, tokens, wanted, loras)
+            if go_fast:
+                print("go_fast: no faster way to draw was measured here, so this is drawn as ever")
+            usual = schnell.STEPS if model == "schnell" else generate.STEPS
+            steps = usual if num_inference_steps is None else int(num_inference_steps)
+            scale = guidance_scale if guidance is None else guidance
+            first = random.SystemRandom().randrange(2**32) if seed is None or seed < 0 else int(seed)
+            folder = FilePath(self.folder.name) / "pictures"
+            shutil.rmtree(folder, ignore_errors=True)  # the pictures before have been fetched by now
+            folder.mkdir()
+            seeds = [(first + number) % 2**32 for number in range(int(num_outputs))]
+            paths: list[Path] = []
+            for number, now in enumerate(seeds):
+                print(
+                    f"drawing {number + 1} of {len(seeds)}: {place.size[0]}x{place.size[1]}, {steps} steps, seed {now}"
+                )
+                drawn = generate.draw(
+                    pipeline,
+                    prompt,
+                    place.size,
+                    now,
+                    steps=steps,
+                    guidance=scale,
+                    tokens=tokens,
+                    start=place.start,
+                    strength=prompt_strength,
+                    mask=place.mask,
+                    told=generate.progress(print, number, len(seeds)),
+                )
+                picture = place.finish(drawn)
+                if self.checker and not disable_safety_checker and self.checker.withholds(picture):
+                    print(f"seed {now}: the safety checker withholds this picture")
+                    continue
+                about = Drawn(
+                    prompt=prompt,
+                    steps=steps,
+                    guidance=scale if pipeline.transformer.config.guidance_embeds else None,
+                    seed=now,
+                    size=picture.size,
+                    model=self.base.name if model == "dev" else schnell.called(self.schnell),
+                    loras=[
+                        (lora.name, weight, lora.sha256) for lora, (_, _, weight) in zip(loras, wanted, strict=True)
+                    ],
+                    strength=None if place.start is None else prompt_strength,
+                )
+                paths.append(Path(folder / f"{number}.{output_format}"))
+                text = drawing.parameters(about) if include_metadata else None
+                drawing.save(picture, paths[-1], int(output_quality), text)
+            if not paths:
+                raise ValueError(
+                    f"the safety checker withholds every picture of this call (seed {', '.join(map(str, seeds))}): take"
+                    " another prompt or seed, or set disable_safety_checker"
+                )
+            return paths
 
     def pipeline_of(self, model: str) -> FluxPipeline:
         """The pipeline of dev or schnell. Raises ValueError where schnell's weights are not here."""
