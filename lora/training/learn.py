@@ -25,7 +25,7 @@ from lora.training.full import Change
 from lora.training.ranks import ALONE, Ranks, World
 from lora.training.sketch import Sketcher
 from lora.training.state import Keeper
-from lora.training.watch import WARNING, Audience, BrokeDown, Log, Watch, follow, preview_due
+from lora.training.watch import WARNING, Audience, BrokeDown, Log, Watch, all_of, follow, preview_due
 from lora.training.work import Material, Work
 
 
@@ -165,10 +165,11 @@ def _attempt(
             if before:
                 checkpoints.go_on(before["checkpoints"])
                 watch.go_on(before["watch"])
-            between = _keeping(keeper, made_of, watch, checkpoints, alone=world.size == 1)
+            done = before.get("losses", ())
+            between = _keeping(keeper, made_of, watch, checkpoints, done, alone=world.size == 1)
             with keeper.listening():
                 look = full.looking(change, watch, examination, settings.steps, told.log) if change else watch
-                losses = _followed(reports, settings.steps, look, checkpoints, told, before.get("losses", ()), between)
+                losses = _followed(reports, settings.steps, look, checkpoints, told, done, between)
             del reports  # and with it the optimizer
             if change:
                 change.remove()
@@ -310,13 +311,14 @@ def _steps(
 
 
 def _keeping(
-    keeper: Keeper, made_of: str, watch: Watch, checkpoints: Checkpoints, alone: bool
+    keeper: Keeper, made_of: str, watch: Watch, checkpoints: Checkpoints, done: Sequence[float], alone: bool
 ) -> Callable[[StepReport, Sequence[Tensor]], None]:
-    """What to do between two steps: saves the training's state where that is due."""
+    """What to do between two steps: saves the training's state where that is due; `done` are the losses of the steps
+    that it went on from."""
 
     def between(report: StepReport, losses: Sequence[Tensor]) -> None:
         if keeper.due(looked=report.step in checkpoints.due, alone=alone):
-            seen = {"checkpoints": checkpoints.state(), "watch": watch.state(), "losses": torch.stack(list(losses))}
+            seen = {"checkpoints": checkpoints.state(), "watch": watch.state(), "losses": all_of(done, losses)}
             keeper.save(report.step, made_of, {"fit": report.state(), **seen})
         keeper.leave_if_asked()
 
@@ -329,7 +331,7 @@ def _followed(
     watch: Callable[[int], bool],
     checkpoints: Checkpoints,
     told: Audience,
-    before: Sequence[Tensor],
+    before: Sequence[float],
     between: Callable[[StepReport, Sequence[Tensor]], None],
 ) -> list[float]:
     """The loss of every step. Where the training breaks down past half, the last sound checkpoint is as good as its

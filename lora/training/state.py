@@ -22,7 +22,7 @@ from lora.result import record
 
 Log = Callable[[str], None]
 
-FORMAT = 1
+FORMAT = 2
 SECONDS_BETWEEN = 120.0
 """Between two savings. With FLUX.1-dev at rank 16 a state has up to 1.6 GB: weights and AdamW's two moments in float32,
 and up to six checkpoints in bf16."""

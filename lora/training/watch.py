@@ -35,8 +35,8 @@ WARNING = "warning: "
 class BrokeDown(ValueError):
     """The training has no finite gradient any more."""
 
-    def __init__(self, losses: Sequence[torch.Tensor]) -> None:
-        self.losses = [loss for loss in torch.stack(list(losses)).tolist()]
+    def __init__(self, losses: Sequence[float]) -> None:
+        self.losses = list(losses)
         bad = [step for step, loss in enumerate(self.losses, 1) if not math.isfinite(loss)]
         step = bad[0] if bad else len(self.losses)
         super().__init__(
@@ -91,19 +91,19 @@ def follow(
     steps: int,
     watch: Callable[[int], bool],
     told: Audience,
-    before: Sequence[Tensor] = (),
+    before: Sequence[float] = (),
     between: Callable[[StepReport, Sequence[Tensor]], object] = lambda report, losses: None,
 ) -> list[float]:
     """Runs the loop, with a line every few seconds; the loss of every step. `watch(step)` says when to stop.
 
-    `before` are the losses of the steps before the first of `reports`; `between` is given each report and all losses so
-    far, when `watch` has seen it.
+    `before` are the losses of the steps before the first of `reports`; `between` is given each report and the losses
+    since then, still on their device, when `watch` has seen it.
 
     The rate is of the last RATE_OVER lines, and leaves out the first step, before which passes are recorded.
     A few steps without a finite gradient are skipped by `fit`, and told at the end. Raises BrokeDown where there are
     more than MOST_IN_A_ROW one after the other.
     """
-    losses = list(before)
+    losses: list[Tensor] = []
     last: StepReport | None = None
     lines = deque[StepReport](maxlen=RATE_OVER)
     smooth = float("nan")
@@ -113,7 +113,7 @@ def follow(
         if not lines or at.seconds - lines[-1].seconds >= SECONDS_BETWEEN_LINES or at.step == steps:
             loss = at.loss.item()
             if at.in_a_row > MOST_IN_A_ROW:
-                raise BrokeDown(losses)
+                raise BrokeDown(all_of(before, losses))
             if math.isfinite(loss):
                 smooth = loss if smooth != smooth else 0.8 * smooth + 0.2 * loss
             values = _numbers(at)
@@ -134,8 +134,14 @@ def follow(
             break
         between(at, losses)
     if last and (skipped := int(last.skipped.item())):
-        told.log(f"{WARNING}{skipped} of {len(losses)} steps had a gradient that was not finite and were skipped")
-    return _without_gaps(torch.stack(losses).tolist())
+        done = len(before) + len(losses)
+        told.log(f"{WARNING}{skipped} of {done} steps had a gradient that was not finite and were skipped")
+    return _without_gaps(all_of(before, losses))
+
+
+def all_of(before: Sequence[float], losses: Sequence[Tensor]) -> list[float]:
+    """The losses of earlier steps and of these, which are read from their device at once."""
+    return [*before, *(torch.stack(list(losses)).tolist() if losses else ())]
 
 
 def _numbers(at: StepReport) -> dict[str, float]:

@@ -88,6 +88,9 @@ def test_a_training_interrupted_at_any_step_ends_with_the_same_bytes(archive: Pa
         assert f"state after step {at} saved: the same request would go on from there" in lines
         [kept] = states.iterdir()
         assert kept.stat().st_mode & 0o777 == 0o600
+        losses = Keeper(kept).found["training"]["state"]["losses"]
+        # Numbers, not tensors: those that go on are on another device than what is read from a file.
+        assert [type(loss) for loss in losses] == [float] * at
         lines.clear()
         tar = _run(archive, tmp_path / "out", states, lines.append)
         assert f"an interrupted training of this request goes on after step {at}" in lines
