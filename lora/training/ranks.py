@@ -27,9 +27,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d
 
-from lora import wait
+from lora import disk, wait
 from lora.flux.hardware import Gpu
-from lora.training import graphs
+from lora.training import graphs, state
 
 Log = Callable[[str], None]
 T = TypeVar("T")
@@ -190,7 +190,8 @@ class Ranks:
             return
         self.start()
         try:
-            torch.save(work, self._folder / "work.pt")
+            with disk.writing(self._folder):
+                state.write(self._folder / "work.pt", work)
             self._store.set("work", "there")
             yield self._join
         except Exception:

@@ -86,8 +86,8 @@ class Keeper:
         training = {"step": step, "settings": settings, "state": dict(state)}
         part = self.file.with_suffix(".part")
         try:
-            with disk.writing(self.file), open(part, "wb", opener=_private) as stream:
-                torch.save({"format": FORMAT, "name": self.file.name, **self._job, "training": training}, stream)
+            with disk.writing(self.file):
+                write(part, {"format": FORMAT, "name": self.file.name, **self._job, "training": training})
             os.replace(part, self.file)
             self._log(f"state after step {step} saved: the same request would go on from there")
         except OSError as error:
@@ -147,6 +147,18 @@ class Keeper:
             reason = str(error).partition("\n")[0][:120]
             self._log(f"the state of an interrupted training is there and cannot be read, so it begins anew: {reason}")
             return {}
+
+
+def write(path: Path, content: object) -> None:
+    """What torch.load reads again, for nobody else's eyes. Raises OSError where the disk does not take it."""
+    try:
+        with open(path, "wb", opener=_private) as stream:
+            torch.save(content, stream)
+    except RuntimeError as error:
+        # torch's writer closes its archive after the disk's refusal, and complains of that instead.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 _DEAF = (None, signal.SIG_IGN)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lora import job
 from lora.flux import base
@@ -22,6 +23,7 @@ from lora.flux.base import Base
 from lora.training import recipe, state
 from lora.training.examine import Examination, Glance
 from lora.training.state import Keeper
+from tests.test_disk import largest_file
 from tests.test_request import a_request
 from toyflux import examples, world
 
@@ -207,10 +209,19 @@ def test_a_state_is_saved_at_a_look_every_two_minutes(tmp_path: Path, monkeypatc
 
 
 def test_a_full_disk_ends_no_training(tmp_path: Path) -> None:
+    """Wherever in the file it was full."""
     lines: list[str] = []
-    keeper = Keeper(tmp_path / "gone" / "one.state", lines.append)
-    keeper.save(5, "", {})
-    assert lines[0].startswith("the state after step 5 could not be saved: ")
+    Keeper(tmp_path / "gone" / "one.state", lines.append).save(5, "", {})
+    keeper = Keeper(tmp_path / "one.state", lines.append)
+    keeper.save(4, "", {})
+    for room in (0, 5_000, 100_000, 401_000):
+        with largest_file(room):
+            keeper.save(5, "", {"weights": torch.zeros(100_000)})
+    assert len(lines) == 6
+    assert all(line.startswith("the state after step 5 could not be saved: ") for line in [lines[0], *lines[2:]])
+    assert all("one.state cannot be written: a file may not be that large" in line for line in lines[2:])
+    assert [file.name for file in tmp_path.iterdir()] == ["one.state"]
+    assert Keeper(tmp_path / "one.state").found["training"]["step"] == 4
 
 
 def test_a_second_signal_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
