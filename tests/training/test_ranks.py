@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pickle
 import random
 import signal
 import tarfile
@@ -171,6 +172,23 @@ def test_two_ranks_learn_what_one_process_learns_that_adds_up_the_gradients_of_b
     assert skipped == losses.isnan().sum()
     assert all(torch.equal(weight, wanted) for weight, wanted in zip(weights, by_hand, strict=True))
     torch.testing.assert_close(losses, torch.tensor(their_losses), equal_nan=True)
+
+
+def test_what_is_gathered_is_sent_once_though_it_lies_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the states of the base's drawings do. Of the network there is only its sending here."""
+    batch = torch.randn(8, 1000)
+    own = [prior.Prior(prompt="", size=(2, 2), noisy=x, timestep=0.5, since=0.5, until=0, velocity=-x) for x in batch]
+    sent: list[int] = []
+
+    def all_gather(parts: list[Any], mine: Any) -> None:
+        sent.append(len(pickle.dumps(mine)))
+        parts[:] = [mine, mine]
+
+    monkeypatch.setattr(dist, "all_gather_object", all_gather)
+    found = ranks.World(1, 2).gather(own)
+    assert [one.noisy.tolist() for one in found] == 2 * batch.tolist()
+    assert [one.velocity.tolist() for one in found] == 2 * (-batch).tolist()
+    assert sent[0] < 1.5 * 2 * batch.nbytes
 
 
 def _run(output: Path, log: Callable[[str], None], **changes: Any) -> Path:
