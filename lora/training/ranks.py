@@ -162,6 +162,7 @@ class Ranks:
         self.size, self._device, self._parent, self._log = size, device, folder, log
         self._children: list[subprocess.Popen[bytes]] = []
         self._ended = threading.Event()
+        self._leaving = threading.Lock()
 
     def start(self) -> None:
         """Starts them, unless they run."""
@@ -216,8 +217,9 @@ class Ranks:
             assert child.stdin is not None
             child.stdin.close()
         self._children = []
-        if dist.is_initialized():
-            leave(self._device)
+        with self._leaving:  # the watching thread may be about it, and not done
+            if dist.is_initialized():
+                leave(self._device)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _join(self) -> World:
@@ -233,8 +235,10 @@ class Ranks:
     def _watch(self, ended: threading.Event) -> None:
         """NCCL waits for ever for a rank that is gone; closing its connection ends the wait, and `average` raises."""
         while not ended.wait(TURN):
-            if any(child.poll() is not None for child in self._children) and dist.is_initialized():
-                leave(self._device)
+            if any(child.poll() is not None for child in self._children):
+                with self._leaving:
+                    if dist.is_initialized() and not ended.is_set():
+                        leave(self._device)
                 return
 
     def _raise_lost(self, seconds: float = 0.0) -> None:

@@ -6,7 +6,9 @@ import os
 import pickle
 import random
 import signal
+import subprocess
 import tarfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -189,6 +191,32 @@ def test_what_is_gathered_is_sent_once_though_it_lies_in_batches(monkeypatch: py
     assert [one.noisy.tolist() for one in found] == 2 * batch.tolist()
     assert [one.velocity.tolist() for one in found] == 2 * (-batch).tolist()
     assert sent[0] < 1.5 * 2 * batch.nbytes
+
+
+def test_the_connection_of_a_lost_rank_is_closed_once_though_two_threads_are_about_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on GPUs, whose connection takes a while to close. Of NCCL there is nothing here."""
+    together = Ranks(2, "cuda", tmp_path, print)
+    together._folder = tmp_path
+    together._children = [subprocess.Popen(["true"], stdin=subprocess.PIPE)]
+    together._children[0].wait()
+    connected, closed = True, list[str]()
+
+    def leave(device: str) -> None:
+        nonlocal connected
+        closed.append(threading.current_thread().name)
+        time.sleep(0.2)
+        connected = False
+
+    monkeypatch.setattr(dist, "is_initialized", lambda: connected)
+    monkeypatch.setattr(ranks, "leave", leave)
+    threading.Thread(target=together._watch, args=(together._ended,), name="watching").start()
+    while not closed:
+        time.sleep(0.01)
+    together.stop()
+    assert closed == ["watching"]
+    assert not connected
 
 
 def _run(output: Path, log: Callable[[str], None], **changes: Any) -> Path:
