@@ -108,7 +108,8 @@ def decide(
         resolutions,
         batch_size=max(1, request.batch_size // ranks),
         rank=request.lora_rank,
-        recordings=len(sizes) + (len(resolutions) if settings.prior_ratio else 0),
+        # Preservation has states at the pictures' own sizes, at each of them at the most.
+        recordings=len(sizes) * (2 if settings.prior_ratio else 1),
         full=settings.full,
     )
     log(f"plan: {plan.reason}")

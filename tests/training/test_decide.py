@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from lora.flux import base
-from lora.training import decide
+from lora.flux.hardware import GIB, Gpu
+from lora.pictures import buckets
+from lora.training import decide, prior
 from tests.test_request import a_request
 
 
@@ -25,3 +27,23 @@ def test_steps_are_suggested_for_a_subject_as_the_user_counts_them_where_they_we
     assert decided(None, ranks=8) == (1000, 125)
     assert decided(1000) == (None, 1000)
     assert decided(None, "style")[0] is None
+
+
+def test_the_plan_counts_a_recording_for_each_size_of_the_pictures_and_of_what_preserves_the_base() -> None:
+    shapes, sides = [(1000, 1000), (1500, 1000), (1000, 1500)], (64, 96)
+    sizes = {size for shape in shapes for size in buckets.buckets_for(*shape, sides)}
+    asked = a_request(Path("pictures.zip"), resolution="64,96")
+    gpu = Gpu(name="a GPU", memory=80 * GIB)
+    found = decide.decide(asked, shapes, base.find(None, None), gpu, {}, lambda line: None)
+    drawn = prior.shared_out([(high // 8, wide // 8) for wide, high in sizes], found.settings.prior_prompts)
+    assert len(sizes) == len({*drawn}) == 6
+    assert "to record 12 passes" in found.plan.reason
+    alone = decide.decide(
+        a_request(Path("pictures.zip"), resolution="64,96", preservation="off"),
+        shapes,
+        base.find(None, None),
+        gpu,
+        {},
+        lambda line: None,
+    )
+    assert "to record 6 passes" in alone.plan.reason
