@@ -16,9 +16,10 @@ KEPT, RECOMPUTED = 28.2 * GIB, 2.6 * GIB
 """Activations that a picture of 1024 x 1024 (4608 tokens) leaves for the backward pass, in bf16: counted by
 saved tensors on FLUX.1-dev's shapes. Recomputed, the inputs of 57 blocks and what one of them needs."""
 COUNTED_TOKENS = 4608
-ADAPTER = 20 * 65_372_160 / 16 / FLUX_DEV
-"""Bytes for each parameter of the base and each rank: a float32 weight, its gradient and Adam's two means, and once
-more a weight and its gradient in bf16; there are 65 million at rank 16."""
+ADAPTER = 24 * 65_372_160 / 16 / FLUX_DEV
+"""Bytes for each parameter of the base and each rank: a float32 weight, its gradients by the pictures and by what
+preserves the base, Adam's two means, and once more a weight and its gradient in bf16; there are 65 million at rank 16.
+"""
 CHANGE = 2 * 8_606_711_808 / FLUX_DEV
 """Bytes for each parameter of the base where the layers' weights are trained (`lora.training.full`): those of attention
 and MLP of every block, once more in bf16."""
