@@ -65,7 +65,7 @@ class Predictor(BasePredictor):
         self.folder = tempfile.TemporaryDirectory(prefix="flux-lora-generate-")
         self.cache = Cache(FilePath(self.folder.name))
         self.on: dict[str, Optional[list[tuple[str, float]]]] = {}
-        """The hash and scale of each LoRA that is on a model's pipeline; None where a failure left that unknown."""
+        """The hash and scale of each LoRA that is on a model's pipeline; None where that is not known."""
         self.more: list[tuple[str, str, float]] = []
         """LoRAs beyond those that the inputs can name, as `put_on` takes them; script/generate's."""
         self.own: Optional[Fetched] = None
@@ -328,7 +328,7 @@ class Predictor(BasePredictor):
         before = self.on.get(model, [])
         if on == before:
             return fetched
-        self.on[model] = None
+        self.on = dict.fromkeys(self.pipelines)  # the text encoder, which a LoRA may change too, is every model's
         if before is not None and [digest for digest, _ in on] == [digest for digest, _ in before]:
             generate.rescale(pipeline, scales)
             print(f"the same LoRAs at scale {', '.join(f'{scale:g}' for scale in scales)}")

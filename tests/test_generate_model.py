@@ -14,10 +14,12 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 from PIL import Image
+from safetensors.torch import save_file
 
 from generate import Predictor
 from lora import job
 from lora.file import cache, weights
+from lora.file.weights import Weights
 from lora.flux import adapter, base, generate
 from lora.flux.base import Base
 from script import signature
@@ -367,6 +369,42 @@ def test_memory_does_not_grow_with_the_number_of_loras(predictor: Predictor, tmp
     assert held[0] == held[1]
     assert len(predictor.cache) <= cache.KEPT + 1
     predictor.put_on([])
+
+
+def test_a_lora_on_the_text_encoder_which_dev_and_schnell_share_is_on_the_model_that_was_asked_for_it_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "schnell").mkdir()
+    toy_schnell.write(tmp_path / "schnell")
+    monkeypatch.setenv("SCHNELL", str(tmp_path / "schnell"))
+    predictor = Predictor()
+    predictor.setup()
+    layer = "encoder.layers.0.self_attn.q_proj"
+    outputs, inputs = adapter.shapes(predictor.pipeline.text_encoder)[layer]
+    lora = Weights(
+        naming="",
+        pairs={},
+        text={layer: (torch.ones(1, inputs), torch.ones(outputs, 1))},
+        metadata={},
+        has_alphas=False,
+    )
+    file = tmp_path / "clip.safetensors"
+    save_file(weights.tensors_of(lora), file)
+
+    def said(model: str, *loras: tuple[str, str, float]) -> torch.Tensor:
+        predictor.put_on(loras, model)
+        return predictor.pipelines[model].encode_prompt("a TOK", None, max_sequence_length=16)[1].detach()
+
+    bare = said("dev")
+    asked = ("lora_weights", str(file), 1.0)
+    changed = said("dev", asked)
+    assert not torch.equal(changed, bare)
+    assert torch.equal(said("schnell"), bare)
+    assert torch.equal(said("dev", asked), changed)
+    half = said("schnell", ("lora_weights", str(file), 0.5))
+    assert not torch.equal(half, changed)
+    assert torch.equal(said("dev", asked), changed)
+    assert torch.equal(said("schnell", ("lora_weights", str(file), 0.5)), half)
 
 
 def test_without_its_weights_schnell_is_refused(predictor: Predictor) -> None:
