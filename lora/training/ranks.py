@@ -42,6 +42,9 @@ PATIENCE = timedelta(hours=2)
 """Longer than anything that one rank does while the others wait: whether they still live is watched in another way."""
 TURN = 0.1
 """Seconds between two looks at the others."""
+LEAVING = 30.0
+"""Seconds that closing the connection may take: NCCL has hung there, with lost ranks and without (NVIDIA/nccl#1777,
+pytorch/pytorch#149153), and the training is over by then."""
 GRACE = 2.0
 """Seconds in which a process whose connection broke is seen to have ended."""
 ON_A_CPU = "cpu:"
@@ -217,9 +220,11 @@ class Ranks:
             assert child.stdin is not None
             child.stdin.close()
         self._children = []
-        with self._leaving:  # the watching thread may be about it, and not done
-            if dist.is_initialized():
-                leave(self._device)
+        closing = threading.Thread(target=self._close, name="leaving", daemon=True)
+        closing.start()
+        closing.join(LEAVING)
+        if closing.is_alive():
+            self._log(f"the connection with the other GPUs did not close within {LEAVING:g} s and is left as it is")
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _join(self) -> World:
@@ -236,10 +241,13 @@ class Ranks:
         """NCCL waits for ever for a rank that is gone; closing its connection ends the wait, and `average` raises."""
         while not ended.wait(TURN):
             if any(child.poll() is not None for child in self._children):
-                with self._leaving:
-                    if dist.is_initialized() and not ended.is_set():
-                        leave(self._device)
-                return
+                return self._close(unless=ended)
+
+    def _close(self, unless: threading.Event | None = None) -> None:
+        """Closes the connection where it is open; one thread at a time."""
+        with self._leaving:
+            if dist.is_initialized() and not (unless and unless.is_set()):
+                leave(self._device)
 
     def _raise_lost(self, seconds: float = 0.0) -> None:
         """Raises what became of the first rank that has ended, if one has within so many seconds."""
@@ -291,7 +299,10 @@ def join(store: dist.Store, rank: int, size: int, device: str) -> None:
     # Otherwise torch's watchdog ends the whole process where NCCL reports a lost rank, and this is a server's worker.
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    # With its GPU NCCL connects at once, and not in the first exchange: whoever waits there for a rank that is lost by
+    # then cannot be woken (NVIDIA/nccl#289), and here rank 0 looks after them meanwhile.
+    own = torch.device("cuda", rank) if device == "cuda" else None
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE, device_id=own)
 
 
 def leave(device: str) -> None:

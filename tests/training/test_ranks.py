@@ -219,6 +219,20 @@ def test_the_connection_of_a_lost_rank_is_closed_once_though_two_threads_are_abo
     assert not connected
 
 
+def test_a_connection_that_does_not_close_keeps_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As NCCL's has done. The training is over by then, or told why not."""
+    lines, released = list[str](), threading.Event()
+    together = Ranks(2, "cuda", tmp_path, lines.append)
+    together._folder = tmp_path
+    together._children = [subprocess.Popen(["true"], stdin=subprocess.PIPE)]
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(ranks, "leave", lambda device: released.wait(SOON))
+    monkeypatch.setattr(ranks, "LEAVING", 0.1)
+    together.stop()
+    released.set()
+    assert lines == ["the connection with the other GPUs did not close within 0.1 s and is left as it is"]
+
+
 def _run(output: Path, log: Callable[[str], None], **changes: Any) -> Path:
     asked = {"training_steps": 6, "preview_prompts": "a [trigger]", "preservation": "1", "resolution": "64", "seed": 1}
     return job.run(
