@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lora.flux import hardware
+
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Queries, keys and values, (batch, tokens, heads, width of a head) each -> (batch, tokens, width)."""
 Shape = tuple[int, int, int, int]
@@ -78,9 +80,20 @@ def checked(
 ) -> Iterator[bool]:
     """Within it, attention runs by `usual` where it agrees with the `others` on every shape, and else by those.
 
-    Gives whether it agrees; where it does not, the log is told, with the shapes and how far apart they are.
+    Gives whether it agrees; where it does not, the log is told, with the shapes and how far apart they are: infinitely
+    where `usual` fails, as cuDNN's does that finds no plan (pytorch/pytorch#138529). Raises what says that the memory
+    ran out.
     """
-    apart = {shape: disagreement(usual, by(*others), shape, device, dtype) for shape in shapes}
+
+    def measured(shape: Shape) -> float:
+        try:
+            return disagreement(usual, by(*others), shape, device, dtype)
+        except RuntimeError as error:
+            if hardware.is_out_of_memory(error):
+                raise
+            return float("inf")
+
+    apart = {shape: measured(shape) for shape in shapes}
     wrong = {shape: far for shape, far in apart.items() if not far <= TOLERANCE}
     if not wrong:
         yield True

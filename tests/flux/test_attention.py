@@ -36,6 +36,10 @@ def _gives_nan(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return output.index_fill(1, torch.tensor([3]), float("nan"))
 
 
+def _finds_no_plan(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    raise RuntimeError("cuDNN Frontend error: [cudnn_frontend] Error: No execution plans support the graph.")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_two_sound_implementations_differ_by_a_third_of_what_is_allowed_at_most(
@@ -59,8 +63,9 @@ def test_what_is_right_is_used_as_it_is_and_nothing_is_said() -> None:
         lambda q, k, v: FLASH(_WrongBackward.apply(q), k, v),
         _forgets_a_key,
         _gives_nan,
+        _finds_no_plan,
     ],
-    ids=["all gradients", "the queries' gradient", "a key", "no number"],
+    ids=["all gradients", "the queries' gradient", "a key", "no number", "an error"],
 )
 def test_what_is_wrong_forward_or_backward_is_told_and_the_other_is_used(wrong: Attend) -> None:
     lines: list[str] = []
@@ -72,6 +77,17 @@ def test_what_is_wrong_forward_or_backward_is_told_and_the_other_is_used(wrong: 
     [line] = lines
     assert line.startswith("warning: this GPU's attention differs")
     assert "76 tokens" in line
+
+
+def test_memory_that_ran_out_is_no_disagreement() -> None:
+    def runs_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    with (
+        pytest.raises(torch.OutOfMemoryError),
+        attention.checked(SHAPES[:1], CPU, torch.bfloat16, print, runs_out, MATH),
+    ):
+        pass
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU's own: cuDNN's attention")
