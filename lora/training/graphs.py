@@ -6,9 +6,11 @@ than an H200 needs to run them (bench/NOTES.md). A CUDA graph is launched as one
 has inputs of its own, into which the batch is copied, and leaves its results where the next replay overwrites them.
 """
 
+import contextlib
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,7 +91,7 @@ class Passes:
             for (key, loss, _), given in zip(ready, inputs, strict=True):
                 graph = torch.cuda.CUDAGraph()
                 graph.register_generator_state(self._generator)
-                with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                with _recording(graph, pool, device):
                     result = self._run(loss, given)
                 self._recordings[key] = Recording(graph=graph, inputs=given, loss=result)
         except RuntimeError as error:
@@ -104,3 +106,18 @@ class Passes:
         result = loss(*inputs)
         torch._foreach_add_(self.gradients, torch.autograd.grad(result, self._parameters))
         return result.detach()
+
+
+@contextlib.contextmanager
+def _recording(graph: torch.cuda.CUDAGraph, pool: Any, device: torch.device) -> Iterator[None]:
+    """torch.cuda.graph, which where it breaks off leaves its stream in use and, before torch 2.12, the allocator in the
+    belief that it goes on: no memory is given back then, that of the pool never (pytorch/pytorch#180395)."""
+    with torch.cuda.stream(torch.cuda.current_stream(device)):
+        try:
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                yield
+        except RuntimeError:
+            with contextlib.suppress(RuntimeError):  # raised by the first where the allocator knows
+                torch._C._cuda_endAllocateToPool(device.index, pool)
+                torch._C._cuda_releasePool(device.index, pool)
+            raise

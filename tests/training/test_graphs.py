@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import gc
 
 import pytest
 import torch
@@ -55,6 +56,38 @@ def test_an_error_of_a_recording_says_what_it_is() -> None:
 
     with pytest.raises(graphs.NoRoomToRecord, match="due to a previous error"):
         passes.record([("any", breaks_off, [[torch.ones(3)]])])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU's own: CUDA graphs")
+def test_after_a_recording_that_broke_off_its_memory_is_given_back_and_another_succeeds() -> None:
+    device = torch.device("cuda", 0)
+    weight = torch.ones(3, device=device, requires_grad=True)
+    passes = Passes([weight], torch.Generator(device))
+    rows = [[torch.arange(3.0)]]
+
+    def waits(x: torch.Tensor) -> torch.Tensor:
+        large = torch.ones(2**26, device=device)  # 256 MiB
+        loss = (weight * x).sum() * large[0]
+        if torch.cuda.is_current_stream_capturing():
+            loss.item()
+        return loss
+
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved(device)
+    try:
+        passes.record([("any", waits, rows)])
+        pytest.fail("nothing may wait in a recording")
+    except graphs.CannotRecord:
+        pass
+    assert torch.cuda.current_stream(device) == torch.cuda.default_stream(device)
+    gc.collect()
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved(device) < before + 2**26
+    passes.zero()
+    passes.record([("any", lambda x: (weight * x).sum(), rows)])
+    assert passes("any", waits, rows).item() == 3.0
+    assert passes.gradients[0].tolist() == [0.0, 1.0, 2.0]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU's own: CUDA graphs")
