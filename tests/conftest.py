@@ -61,7 +61,7 @@ def examples() -> list[Example]:
     generator = torch.Generator().manual_seed(2)
     return [
         Example(
-            name=f"{i}",
+            name=f"{i}.jpg at {'32x32' if i % 2 else '48x16'}",
             size=(4, 4) if i % 2 else (2, 6),
             mean=torch.randn(4 if i % 2 else 3, 16, generator=generator),
             std=torch.full((4 if i % 2 else 3, 16), 0.1),

@@ -8,7 +8,6 @@ trained on. `lora.result.verdict` says what the numbers mean.
 """
 
 import dataclasses
-import itertools
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -59,21 +58,43 @@ def hold_out(examples: Sequence[Example], names: Sequence[str], seed: int) -> li
 
 
 def twins(examples: Sequence[Example]) -> set[str]:
-    """The photos of which another one is nearly a copy: at the smallest size their latents differ by less than TWIN of
-    what latents vary by."""
-    tokens = min((len(example.mean) for example in examples), default=0)
-    small = {photo_of(example): example.mean.float() for example in examples if len(example.mean) == tokens}
+    """The photos of which another one of the same shape is nearly a copy: at their smallest size their latents differ
+    by less than TWIN of what latents vary by."""
     found = set()
-    for (one, its), (other, others) in itertools.combinations(small.items(), 2):
-        if its.shape == others.shape and (its - others).square().mean() < TWIN * (its.var() + others.var()) / 2:
-            found |= {one, other}
+    whole = [example for example in smallest(examples) if not _shown(example).endswith(CLOSE_UP)]
+    for alike in _by_shape(whole):
+        latents = torch.stack([example.mean.float().flatten() for example in alike])
+        apart = torch.cdist(latents, latents).square() / latents.shape[1]
+        spread = latents.var(dim=1)
+        near = apart < TWIN * (spread[:, None] + spread) / 2
+        near.fill_diagonal_(False)
+        found |= {photo_of(example) for example, twin in zip(alike, near.any(dim=1).tolist(), strict=True) if twin}
     return found
+
+
+def smallest(examples: Sequence[Example]) -> list[Example]:
+    """Every photo, and every close-up, at the smallest size that it has here, in their order. Photos of other shapes
+    have other sizes: at one resolution those of FLUX.1-dev differ by up to a twentieth in tokens."""
+    found: dict[str, Example] = {}
+    for example in examples:
+        best = found.setdefault(_shown(example), example)
+        if len(example.mean) < len(best.mean):
+            found[_shown(example)] = example
+    return list(found.values())
+
+
+def _by_shape(examples: Sequence[Example]) -> list[Sequence[Example]]:
+    return [alike for _, alike in in_batches(examples, lambda example: example.size, max(1, len(examples)))]
 
 
 def photo_of(example: Example) -> str:
     """The name of the photo that the example shows, whole or as a close-up, at whatever size: `encode` calls it
     "<photo> at <size>"."""
-    return example.name.rpartition(" at ")[0].removesuffix(CLOSE_UP)
+    return _shown(example).removesuffix(CLOSE_UP)
+
+
+def _shown(example: Example) -> str:
+    return example.name.rpartition(" at ")[0]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,11 +163,13 @@ class Look:
 
 
 def looks(examples: Sequence[Example], seed: int) -> list[Look]:
-    """LOOKS at some of the examples at the smallest size there is; none where there is no example."""
-    if not examples:
+    """LOOKS at some of the pictures, each at its smallest size; none where there is no example. They are of the
+    commonest shape, so that they go in one batch, and of the next ones where it has fewer than PICTURES."""
+    small: list[Example] = []
+    for of_shape in sorted(_by_shape(smallest(examples)), key=len, reverse=True):
+        small += of_shape if len(small) < PICTURES else []
+    if not small:
         return []
-    tokens = min(len(example.mean) for example in examples)
-    small = [example for example in dict.fromkeys(examples) if len(example.mean) == tokens]
     chosen = small[:: -(-len(small) // PICTURES)]
     generator = torch.Generator().manual_seed(seed)
     found = []

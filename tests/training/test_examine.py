@@ -58,6 +58,23 @@ def test_a_picture_that_has_a_copy_is_not_held_out() -> None:
     assert examine.hold_out(_photos(1, copies=9), [f"{i}.jpg" for i in range(10)], 1) == []
 
 
+def test_pictures_of_several_shapes_are_looked_at_and_copies_are_found_among_each() -> None:
+    """At one resolution a shape has some tokens fewer than another: 999 of 4:3 and 1014 of 3:2 at 512 pixels."""
+    portraits, squares = _photos(3, copies=1), _photos(4, copies=1)
+    tall = [
+        dataclasses.replace(one, name=f"tall {one.name}", size=(6, 2), mean=one.mean[:3], std=one.std[:3])
+        for one in portraits
+    ]
+    close_up = dataclasses.replace(
+        squares[4], name=f"4.jpg{examine.CLOSE_UP} at 32x32", mean=torch.randn(4, 16), caption="a TOK, close-up"
+    )
+    assert examine.twins([*squares, *tall, close_up]) == {"0.jpg", "4.jpg", "tall 0.jpg", "tall 3.jpg"}
+    seen = {look.example.name for look in examine.looks([*tall, *squares], seed=1)}
+    assert seen == {squares[i].name for i in (0, 2, 4)}, "of the commonest shape, though others have fewer tokens"
+    seen = {look.example.name for look in examine.looks([*tall[:2], *squares[:3]], seed=1)}
+    assert {name.startswith("tall") for name in seen} == {True, False}
+
+
 def test_an_example_is_known_by_its_photo_at_any_size(examples: list[Example]) -> None:
     named = [dataclasses.replace(examples[0], name=f"a at b.jpg at {side}x{side}") for side in (512, 768)]
     assert [examine.photo_of(example) for example in named] == ["a at b.jpg"] * 2
@@ -89,7 +106,9 @@ def test_a_look_is_the_flow_loss_on_its_noise_and_timestep(
 ) -> None:
     asked = examine.looks(examples, seed=3)
     assert len(asked) == examine.LOOKS
-    assert {look.example.size for look in asked} == {(2, 6)}, "the smallest size"
+    larger = [dataclasses.replace(one, mean=torch.cat([one.mean] * 2)) for one in examples]
+    again = examine.looks([*larger, *examples, *examples], seed=3)
+    assert [look.example for look in again] == [look.example for look in asked], "each at its smallest size, once"
     assert examine.LEAST_NOISE < asked[0].timestep < asked[-1].timestep < 1
     found = examine.losses(tiny_flux, asked, [look.example.caption for look in asked], texts)
     look = asked[5]
@@ -101,7 +120,8 @@ def test_a_look_is_the_flow_loss_on_its_noise_and_timestep(
     wanted = (predicted - (look.noise - look.example.mean)[None]).square().mean().item()
     assert found[5] == pytest.approx(wanted, rel=1e-4)
 
-    weighted = dataclasses.replace(look.example, weights=torch.tensor([3.0, 0.0, 0.0]))
+    first_alone = torch.eye(len(look.example.mean))[0] * len(look.example.mean)
+    weighted = dataclasses.replace(look.example, weights=first_alone)
     found = examine.losses(tiny_flux, [dataclasses.replace(look, example=weighted)], [look.example.caption], texts)
     first = (predicted - (look.noise - look.example.mean)[None])[0, 0].square().mean().item()
     assert found == [pytest.approx(first, rel=1e-4)]
