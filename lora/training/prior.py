@@ -10,7 +10,7 @@ its pictures: such a target has no noise of its own, and pictures as targets cos
 import dataclasses
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -44,14 +44,9 @@ def shared_out(sizes: Sequence[tuple[int, int]], count: int) -> list[tuple[int, 
 
     Two thirds are drawn at the smallest resolution, a quarter at those between, the others at the largest: a LoRA that
     is held at one size alone can learn the size as a sign of its own pictures. Within a resolution the photographs'
-    own shapes come by turns. Sizes whose areas differ by less than a third count as one resolution.
+    own shapes come by turns.
     """
-    tiers: list[list[tuple[int, int]]] = []
-    for size in sorted(set(sizes), key=lambda size: (size[0] * size[1], size)):
-        if tiers and size[0] * size[1] < 4 / 3 * tiers[-1][0][0] * tiers[-1][0][1]:
-            tiers[-1].append(size)
-        else:
-            tiers.append([size])
+    tiers = resolutions(sizes)
     large = count // 12 if len(tiers) > 1 else 0
     middle = count // 4 if len(tiers) > 2 else 0
     between = [size for tier in tiers[1:-1] for size in tier]
@@ -59,10 +54,22 @@ def shared_out(sizes: Sequence[tuple[int, int]], count: int) -> list[tuple[int, 
     return [part[i % len(part)] for part, many in parts for i in range(many)]
 
 
+def resolutions(sizes: Iterable[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    """The sizes in latent cells by resolution, the smallest first: those whose areas differ by less than a third count
+    as one, for photographs of other shapes have a few cells more or fewer."""
+    tiers: list[list[tuple[int, int]]] = []
+    for size in sorted(set(sizes), key=lambda size: (size[0] * size[1], size)):
+        if tiers and size[0] * size[1] < 4 / 3 * tiers[-1][0][0] * tiers[-1][0][1]:
+            tiers[-1].append(size)
+        else:
+            tiers.append([size])
+    return tiers
+
+
 STATES = 4
 """Of each picture under each prompt; their timesteps lie in as many equal parts of 0 to 1."""
 RESOLUTIONS = (0, 0, 1, 0, 0, 2)
-"""Which of a picture's resolutions, from the smallest, is taken by turns: most at the smallest."""
+"""Which resolution of the pictures with a caption, from the smallest, is taken by turns: most at the smallest."""
 
 
 @torch.no_grad()
@@ -93,9 +100,9 @@ def noised(
     for number, one in enumerate(asked):
         assert one.caption is not None
         mine = by_caption[one.caption]
-        sizes = sorted({len(example.mean) for example in mine})
-        tokens = sizes[min(RESOLUTIONS[number % len(RESOLUTIONS)], len(sizes) - 1)]
-        example = rng.choice([example for example in mine if len(example.mean) == tokens])
+        tiers = resolutions(example.size for example in mine)
+        sizes = tiers[min(RESOLUTIONS[number % len(RESOLUTIONS)], len(tiers) - 1)]
+        example = rng.choice([example for example in mine if example.size in sizes])
         states += [(one.prompt, example, (part + rng.random()) / STATES) for part in range(STATES)]
     priors = []
     for number, (size, batch) in enumerate(in_batches(states, lambda state: state[1].size, batch_size)):

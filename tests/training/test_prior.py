@@ -77,3 +77,26 @@ def test_the_users_pictures_with_noise_are_states_at_every_part_of_the_timesteps
     noise = (least.noisy - (1 - least.timestep) * pictures[0]) / least.timestep
     other = (least.noisy - (1 - least.timestep) * pictures[1]) / least.timestep
     assert min(abs(noise.std() - 1), abs(other.std() - 1)) < 0.35
+
+
+def test_pictures_of_several_shapes_that_share_a_caption_are_taken_at_every_resolution(
+    tiny_flux: FluxTransformer2DModel, texts: dict[str, Text]
+) -> None:
+    """As those have that came without captions and get a template; the shapes' areas differ a little."""
+    shapes = [[(4, 4), (6, 6), (8, 8)], [(2, 8), (4, 8), (6, 10)], [(8, 2), (4, 10), (4, 16)]]
+    examples = [
+        Example(
+            name=f"{number}.jpg at {high}x{wide}",
+            size=(high, wide),
+            mean=torch.zeros(high * wide // 4, 16),
+            std=torch.zeros(high * wide // 4, 16),
+            caption="a TOK",
+        )
+        for number, sizes in enumerate(shapes)
+        for high, wide in sizes
+    ]
+    asked = [Asked("a VEK", "a TOK")] * len(prior.RESOLUTIONS)
+    kept = prior.noised(tiny_flux, texts, asked, examples, seed=1)
+    areas = [p.size[0] * p.size[1] for p in kept]
+    many = [sum(least <= area <= most for area in areas) for least, most in ((16, 16), (32, 40), (60, 64))]
+    assert many == [prior.STATES * prior.RESOLUTIONS.count(number) for number in range(3)]
