@@ -22,7 +22,9 @@ from lora.training.ranks import World
 
 def main(arguments: list[str]) -> None:
     rank, size, folder = int(arguments[0]), int(arguments[1]), Path(arguments[2])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; rank 0 answers
+    # A terminal, or `timeout`, sends them to all; rank 0 answers.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_rank_0, daemon=True).start()
     store = ranks.meeting(folder, size)
     try:

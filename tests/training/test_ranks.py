@@ -152,6 +152,8 @@ def test_two_ranks_learn_what_one_process_learns_that_adds_up_the_gradients_of_b
         with Ranks(2, "cpu", tmp_path, print).together(ours := lesson()) as join:
             world = join()
             found.append(a_rank.learned(ours, lambda: world))
+            os.kill(started[-1], signal.SIGTERM)  # as a whole group of processes gets it
+            time.sleep(0.1)
             os.kill(started[-1], signal.SIGKILL)
             killed.append(time.monotonic())
             for _ in range(3):
