@@ -32,6 +32,7 @@ from lora.result.verdict import Verdict
 from lora.training import checkpoints, decide, examine, learn, prompts, ranks, resume, seen, state, tracker, words
 from lora.training.decide import Decided
 from lora.training.learn import Learned
+from lora.training.recipe import SMALLEST_REAL_BASE
 from lora.training.watch import WARNING, Audience, Log, Metric, Remembering, Stages
 from lora.training.work import Material
 from lora.trigger import Subject
@@ -96,7 +97,8 @@ def run(
         )
         measured = dataclasses.replace(learned.measured, likeness=by_eye(desk, captioned, encoded, learned))
         called, ratio = " or ".join(captioned.subjects), learned.settings.prior_ratio
-        found = verdict.of(measured, called, request.lora_type, ratio)
+        bounded = gathered.flux.native < SMALLEST_REAL_BASE
+        found = verdict.of(measured, called, request.lora_type, ratio, bounded)
         tracked.numbers(learned.step, found.metrics())
         tar = pack(desk, gathered, captioned, encoded, learned, found, output)
         gathered.keeper.done()

@@ -720,7 +720,7 @@ def test_each_step_of_a_job_hands_the_next_what_it_needs(archive: Path, work: Pa
     told = Audience(log=desk.log, metric=desk.metric, stage=desk.stage, tracked=Tracker(None, desk.log))
     learned = learn.learn(encoded.material, gathered.flux, gathered.decided.plan, gathered.decided.settings, told)
     assert (learned.step, learned.curve.losses) != (0, [])
-    found = verdict.of(learned.measured, "TOK", "subject", 0.5)
+    found = verdict.of(learned.measured, "TOK", "subject", 0.5, True)
     tar = job.pack(desk, gathered, captioned, encoded, learned, found, tmp_path / "out")
     with tarfile.open(tar) as opened:
         weights = opened.extractfile(job.WEIGHTS_MEMBER)
