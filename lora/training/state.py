@@ -30,7 +30,8 @@ ECHO_SECONDS = 2.0
 """A second signal so soon is the first one's echo: `timeout` and others signal a process and its group."""
 KEPT_DAYS = 30
 """After which a state that nobody came back for is deleted."""
-ENDING = ".state"
+ENDING, PART = ".state", ".part"
+"""Of a state's file; and behind that while it is written."""
 READ_OF_A_BASE = 2**20
 """Bytes of each of its files, that tell it from another."""
 
@@ -84,7 +85,7 @@ class Keeper:
         and ends nothing."""
         assert self.file is not None
         training = {"step": step, "settings": settings, "state": dict(state)}
-        part = self.file.with_suffix(".part")
+        part = self.file.with_name(f"{self.file.name}{PART}")
         try:
             with disk.writing(self.file):
                 write(part, {"format": FORMAT, "name": self.file.name, **self._job, "training": training})
@@ -171,13 +172,13 @@ def _private(path: str, flags: int) -> int:
 
 def keeper(folder: str | None, request: TrainRequest, data: str, flux: Base, log: Log) -> Keeper:
     """For a request over pictures whose hash is `data`, on this base; `folder` is what CHECKPOINTS says. States that
-    nobody came back for are deleted there. Raises DiskError where it cannot be made."""
+    nobody came back for are deleted there, whole or not. Raises DiskError where it cannot be made."""
     if not folder:
         return Keeper()
     place = Path(folder)
     with disk.writing(place):
         place.mkdir(parents=True, exist_ok=True)
-    for old in place.glob(f"*{ENDING}"):
+    for old in (*place.glob(f"*{ENDING}"), *place.glob(f"*{ENDING}{PART}")):
         with contextlib.suppress(OSError):
             if time.time() - old.stat().st_mtime > KEPT_DAYS * 86400:
                 old.unlink()

@@ -256,10 +256,10 @@ def test_a_state_belongs_to_the_bases_weights_whatever_folders_lie_among_them(ar
 
 
 def test_states_that_nobody_came_back_for_are_deleted(archive: Path, tmp_path: Path) -> None:
-    old, new, foreign = (tmp_path / name for name in ("old.state", "new.state", "old.txt"))
-    for file in (old, new, foreign):
+    old, part, new, foreign = (tmp_path / name for name in ("old.state", "old.state.part", "new.state", "old.part"))
+    for file in (old, part, new, foreign):
         file.touch()
-    for file in (old, foreign):
+    for file in (old, part, foreign):
         os.utime(file, (0, 0))
     state.keeper(str(tmp_path), a_request(archive), "", base.find(None, None), lambda line: None)
     assert sorted(tmp_path.iterdir()) == [new, foreign]
