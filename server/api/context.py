@@ -59,7 +59,9 @@ def links(request: Request) -> Links:
     return of_request(request).links(base_url(request))
 
 
-Session = Annotated[AsyncSession, Depends(session)]
+Session = Annotated[AsyncSession, Depends(session, scope="function")]
+"""Its connection is free again before the answer is sent: a stream or a slow download would hold it to its end, and
+twenty of them all that there are."""
 OwnContext = Annotated[Context, Depends(of_request)]
 OwnLinks = Annotated[Links, Depends(links)]
 

@@ -103,6 +103,7 @@ async def _predict(
     run = await create_run(request, session, caller, found, "prediction", body, called=reference.partition(":")[0])
     wait = _seconds_to_wait(request.headers.get("prefer", ""))
     if wait and run.status not in FINAL:
+        await session.commit()  # a repeated request's is open still, and would hold its connection
         run = await _wait(of_request(request), run, wait)
         if run.status not in FINAL:
             run.status = "starting"  # the clients take any other word for an end
