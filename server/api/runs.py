@@ -10,13 +10,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, Field
+from pydantic import Field
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server import accounts, catalog, guardrails, inputs, objects, outside, pages, retention, runs
-from server.api.context import Caller, OwnContext, OwnLinks, Problem, Session, base_url, missing, of_request
+from server.api.context import Body, Caller, OwnContext, OwnLinks, Problem, Session, base_url, missing, of_request
 from server.api.models import check_name
 from server.catalog import Found
 from server.context import Context
@@ -33,7 +33,7 @@ INLINE_BYTES = 32 * 2**20
 objects of https and data addresses only."""
 
 
-class NewRun(BaseModel):
+class NewRun(Body):
     input: Json = Field(default_factory=dict)
     webhook: str | None = Field(None, max_length=2000)
     webhook_completed: str | None = Field(None, max_length=2000)
@@ -43,7 +43,7 @@ class NewRun(BaseModel):
     """What it belongs to; a header Tags, separated by commas, says the same for clients that know no such field."""
 
 
-class Change(BaseModel):
+class Change(Body):
     tags: list[str]
 
 

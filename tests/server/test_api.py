@@ -1,5 +1,7 @@
 """The API by plain requests: what it refuses, what it hides from strangers, and where it answers."""
 
+import asyncio
+import base64
 import hashlib
 import json
 import re
@@ -11,7 +13,10 @@ import httpx
 import psycopg
 import pytest
 import replicate
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 
+from server import database
 from tests.server.conftest import QUICK, ROOT, SKETCH, Served
 
 TRAINER = "/models/replicate/fast-flux-trainer/versions/" + 64 * "0" + "/trainings"
@@ -111,6 +116,34 @@ def test_a_bad_request_is_refused_and_says_why(http: httpx.Client, body: dict[st
     assert word in answer.json()["detail"]
 
 
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        (b'{"input": {"prompt": "a\\u0000b"}}', "NUL"),
+        (b'{"input": {"prompt": "a", "unknown": [{"a\\u0000": 1}]}}', "NUL"),
+        (b'{"input": {"prompt": "\\ud800"}}', "surrogate"),
+        (b'{"input": {"prompt": "a", "lora_scale": NaN}}', "NaN"),
+    ],
+)
+def test_what_json_has_and_a_database_has_not_is_a_callers_mistake(http: httpx.Client, body: bytes, word: str) -> None:
+    answer = http.post(DRAW, content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422
+    assert word in answer.json()["detail"]
+
+
+def test_a_backslash_before_u0000_is_text_like_any_other(http: httpx.Client) -> None:
+    made = http.post(DRAW, json={"input": {**SKETCH, "prompt": r"\u0000 \\u0000"}})
+    assert made.json()["input"]["prompt"] == r"\u0000 \\u0000"
+
+
+def test_an_address_that_no_database_holds_is_a_callers_mistake(http: httpx.Client) -> None:
+    large = base64.urlsafe_b64encode(b"p2026-01-01 99999999999999999999").decode()
+    for path in ("/trainings/%00", "/predictions?tag=%00", f"/models?cursor={large}"):
+        answer = http.get(path)
+        assert answer.status_code == 422, path
+        assert answer.headers["content-type"] == "application/problem+json"
+
+
 def test_a_strangers_destination_is_refused(http: httpx.Client) -> None:
     answer = http.post(TRAINER, json={"destination": "somebody/x", "input": {"input_images": ZIP}})
     assert answer.status_code == 403
@@ -190,6 +223,13 @@ def test_a_link_is_good_for_its_file_and_its_time_alone(served: Served, http: ht
     assert httpx.get(str(link).replace(file["id"], other["id"])).status_code == 403
 
 
+@pytest.mark.parametrize("kind", ["text/plain\r\nX-Theirs: 1", "日本/x", "x" * 200, "text"])
+def test_a_content_type_that_is_none_is_passed_over(http: httpx.Client, kind: str) -> None:
+    file = http.post("/files", files={"content": ("a.txt", b"one")}, data={"type": kind}).json()
+    assert file["content_type"] == "text/plain"
+    assert httpx.get(file["urls"]["download"]).text == "one"
+
+
 def test_a_repeated_post_with_the_same_key_is_the_same_run(http: httpx.Client) -> None:
     headers = {"Idempotency-Key": "once"}
     made: list[str] = []
@@ -237,6 +277,15 @@ def test_secrets_are_shown_nowhere(served: Served, http: httpx.Client) -> None:
     assert made.json()["input"]["hf_token"] == "[REDACTED]"
     assert "hf_verysecret" not in http.get(f"/trainings/{made.json()['id']}").text
     assert "hf_verysecret" not in served.log()
+    url = served.database.replace("postgresql://", "postgresql+psycopg://")
+
+    async def fail() -> None:
+        async with database.connected(url, 1) as sessions, sessions() as session:
+            await session.execute(text("SELECT CAST(:a AS int)"), {"a": "hf_verysecret\0"})
+
+    with pytest.raises(SQLAlchemyError) as error:
+        asyncio.run(fail())
+    assert "hf_verysecret" not in str(error.value), "errors are logged whole"
 
 
 def test_an_input_that_the_model_does_not_have_is_named_in_the_log(http: httpx.Client) -> None:
@@ -277,6 +326,9 @@ def test_lists_come_in_pages_that_can_be_walked_both_ways(http: httpx.Client, se
 
 def test_large_requests_are_refused_and_small_ones_counted(http: httpx.Client, served: Served) -> None:
     answer = http.post("/predictions", content=b"{" + 65 * 2**20 * b" ", headers={"Content-Type": "application/json"})
+    assert answer.status_code == 413
+    parts = (2**20 * b" " for _ in range(65))  # without a length that would be told before
+    answer = http.post("/predictions", content=parts, headers={"Content-Type": "application/json"})
     assert answer.status_code == 413
     measures = httpx.get(f"{served.url}/metrics").text
     assert 'server_requests_total{method="POST",noun="predictions",status="413"}' in measures
