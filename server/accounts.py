@@ -19,6 +19,10 @@ def new_id() -> str:
     return base64.b32encode(secrets.token_bytes(16)).decode().lower().rstrip("=")
 
 
+def is_id(text: str) -> bool:
+    return re.fullmatch(r"[a-z2-7]{26}", text) is not None
+
+
 def digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
