@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     token.add_argument("owner", nargs="?", default=FIRST_OWNER, help="as in owner/model")
     token.set_defaults(run=_token)
     revoke = commands.add_parser("revoke", help="revoke a token")
-    revoke.add_argument("token", help="it, or its first seven characters")
+    revoke.add_argument("token", help="it, or its first seven characters: then every token that begins so")
     revoke.set_defaults(run=_revoke)
     commands.add_parser("migrate", help="bring the database to this version's schema").set_defaults(run=_migrate)
     return parser
@@ -97,10 +97,8 @@ def _serve(arguments: argparse.Namespace, own: Settings) -> int:
             f"  export REPLICATE_BASE_URL={address} REPLICATE_API_TOKEN={first}",
             flush=True,
         )
-    at = ["--host", arguments.host, "--port", str(arguments.port)]
-    at += ["--certificate", arguments.certificate, "--key", arguments.key] if arguments.certificate else []
     python = [sys.executable, "-m", "server.serve"]
-    commands = {"api": [*python, "api", *at]}
+    commands = {"api": [*python, "api", *_where(arguments)]}
     variables: dict[str, dict[str, str]] = {"api": {}}
     for number in range(arguments.workers):
         commands[f"worker {number}"] = [*python, "worker", "--name", f"{socket.gethostname()}-{number}"]
@@ -108,6 +106,12 @@ def _serve(arguments: argparse.Namespace, own: Settings) -> int:
     environ = dict(os.environ) | {"DATABASE_URL": own.database_url, "SERVER_DATA": str(own.data)}
     looked_after = own.data / "postgres" if embedded else None
     return supervisor.run(commands, environ, variables, looked_after)
+
+
+def _where(arguments: argparse.Namespace) -> list[str]:
+    """The options that tell the API where to listen. A certificate's file may hold its key too."""
+    given = {name: getattr(arguments, name) for name in ("host", "port", "certificate", "key")}
+    return [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
 
 
 def _check_port(host: str, port: int) -> None:
