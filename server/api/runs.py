@@ -125,7 +125,7 @@ async def create_run(
     """Checks the input, writes the record and queues it. Raises Problem, and Refused for the input. `called` is the
     model's name as it was sent."""
     context, base, owner = of_request(request), base_url(request), caller.id
-    digest = hashlib.sha256(f"{found.version.id} {body.model_dump_json()}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{request.url.path} {body.model_dump_json()}".encode()).hexdigest()
     key = request.headers.get("idempotency-key", "").strip()[:255] or None
     if key and (before := await _same(session, owner, key, digest)):
         return before

@@ -249,6 +249,39 @@ def test_a_repeated_post_with_the_same_key_is_the_same_run(http: httpx.Client) -
     assert "Idempotency-Key" in other.json()["title"]
 
 
+def test_a_repeated_post_stays_the_same_run_when_its_model_gets_a_newer_version(
+    http: httpx.Client, served: Served, trained: replicate.training.Training
+) -> None:
+    headers, path = {"Idempotency-Key": "before the newer one"}, "/models/you/trained/predictions"
+    first = http.post(path, json={"input": SKETCH}, headers=headers).json()["id"]
+    newer = (
+        "INSERT INTO versions (id, model_id, cog, cog_version, openapi_schema, weights, created_at) SELECT 'newer',"
+        " model_id, cog, cog_version, openapi_schema, weights, now() + interval '1 s' FROM versions WHERE run_id = %s"
+        " RETURNING id"
+    )
+    served.rows(newer, trained.id)
+    again = http.post(path, json={"input": SKETCH}, headers=headers).json()
+    served.rows("DELETE FROM versions WHERE id = 'newer' RETURNING id")
+    assert again.get("id") == first, again
+
+
+def test_a_destination_that_another_request_makes_at_the_same_time_is_taken(http: httpx.Client, served: Served) -> None:
+    body = {"destination": "you/at-once", "input": {"input_images": ZIP}}
+    answers: list[httpx.Response] = []
+    with psycopg.connect(served.database) as other:
+        other.execute(
+            "INSERT INTO models (account_id, owner, name, visibility) SELECT id, name, 'at-once', 'private'"
+            " FROM accounts WHERE name = 'you'"
+        )
+        asking = threading.Thread(target=lambda: answers.append(http.post(TRAINER, json=body)))
+        asking.start()
+        time.sleep(1)
+        assert not answers, "it waits for the other"
+    asking.join()
+    assert answers[0].status_code == 201, answers[0].text
+    http.post(f"/trainings/{answers[0].json()['id']}/cancel")
+
+
 def test_waiting_in_vain_answers_starting(http: httpx.Client) -> None:
     """The clients take any other word for an end."""
     body = {"input": {**SKETCH, "num_inference_steps": 50, "num_outputs": 4}}
@@ -358,7 +391,7 @@ def test_a_webhook_is_told_again_until_it_answers(http: httpx.Client) -> None:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             received.append({"id": self.headers["webhook-id"], "status": body["status"]})
-            self.send_response(503 if len(received) == 1 else 200)
+            self.send_response(404 if len(received) == 1 else 200)  # it is being deployed
             self.end_headers()
             if len(received) == 2:
                 ended.set()
