@@ -84,9 +84,12 @@ async def show(request: Request, id: str, person: Person, session: Session) -> R
 
 
 @routes.get("/run/{id}/now")
-async def now(request: Request, id: str, person: Person, session: Session) -> Response:
-    """The part that changes. When the run ends, the whole page is shown anew."""
+async def now(request: Request, id: str, person: Person, session: Session, seen: str = "") -> Response:
+    """The part that changes; nothing (204) while a drawing is as it was `seen`, for a screen reader reads out what is
+    put in anew. When a training ends, the whole page is shown anew."""
     run = await owned(session, person, id)
+    if run.kind == "prediction" and run.status == seen:
+        return Response(status_code=204)
     answer = page(request, "now.html" if run.kind == "training" else "drawn.html", **of(run))
     if run.status in FINAL and run.kind == "training":
         answer.headers["HX-Refresh"] = "true"
