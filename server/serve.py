@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import uvicorn
 from sqlalchemy import func, select
+from sqlalchemy.exc import OperationalError
 
 from server import accounts, api, catalog, database, jobs, postgres, settings, supervisor
 from server.context import Context
@@ -36,6 +37,10 @@ def main(argv: Sequence[str]) -> int:
         return int(arguments.run(arguments, own))
     except (ValueError, RuntimeError) as error:
         print(f"script/serve: {error}", file=sys.stderr)
+        return 1
+    except OperationalError as error:
+        told = str(error.orig).strip().partition("\n")[0]
+        print(f"script/serve: the database of DATABASE_URL does not answer: {told}", file=sys.stderr)
         return 1
 
 

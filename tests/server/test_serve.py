@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -29,6 +30,25 @@ def test_a_limit_that_would_stop_everything_is_refused(name: str) -> None:
 def test_a_certificate_may_hold_its_key() -> None:
     arguments = serve._parser().parse_args(["--port", "1", "--certificate", "both.pem"])
     assert serve._where(arguments) == ["--host", arguments.host, "--port", "1", "--certificate", "both.pem"]
+
+
+@pytest.mark.parametrize("command", ["api", "worker"])
+def test_a_database_that_does_not_answer_is_told_in_a_line(command: str) -> None:
+    with socket.socket() as nobody:  # bound, and not listening
+        nobody.bind(("127.0.0.1", 0))
+        address = f"postgresql://flux:secretword@127.0.0.1:{nobody.getsockname()[1]}/flux"
+        asked = subprocess.run(
+            [str(ROOT / "script" / "serve"), command],
+            env=os.environ | {"DATABASE_URL": address},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert asked.returncode == 1
+    assert asked.stderr.startswith("script/serve: the database of DATABASE_URL does not answer: ")
+    assert len(asked.stderr.splitlines()) == 1
+    assert "secretword" not in asked.stderr
 
 
 def test_a_moment_without_a_zone_is_utc() -> None:
