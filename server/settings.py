@@ -47,6 +47,11 @@ class Settings:
     """The guardrails: GUARDRAILS names the file."""
 
     @property
+    def reports(self) -> Path:
+        """Folder for reports and previews that somebody has looked at, for a day: they show what was trained on."""
+        return self.data / "reports"
+
+    @property
     def inside(self) -> str:
         """The database's address for SQLAlchemy."""
         return self.database_url.replace("postgres://", "postgresql://", 1).replace(

@@ -82,6 +82,7 @@ class GpuWorker:
         """Until `stop`."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
+        await self._clear_unfinished()  # of runs that others have ended while this machine was away
         taker = jobs.Taker(self.context.settings.database_url, self._register, queues, 1)
         reporting = asyncio.create_task(self._report_for_ever())
         try:

@@ -154,7 +154,7 @@ async def member(id: str, what: str, person: Person, session: Session, context: 
     file = await files.owned(session, person.id, ids[0]) if ids and run.kind == "training" else None
     if file is None or what not in MEMBERS:
         raise missing("This part of the run")
-    path = context.settings.data / "reports" / f"{file.sha256}-{what}"
+    path = context.settings.reports / f"{file.sha256}-{what}"
     if not path.is_file():
         await _extract(context, file, path)
     if not path.is_file():

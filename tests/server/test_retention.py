@@ -1,12 +1,16 @@
 """What is deleted, and what is kept. It empties what the tests before it ran."""
 
 import asyncio
+import os
+import signal
+import time
 from pathlib import Path
 
 import httpx
 import replicate
 
-from server import database, retention
+from server import database, retention, settings, sweep
+from server.context import Context
 from server.files import Store
 from tests.server.conftest import SKETCH, Served
 
@@ -83,3 +87,32 @@ def test_an_upload_whose_time_is_over_waits_for_the_run_that_needs_it(http: http
     served.rows("DELETE FROM runs WHERE id = %s RETURNING id", run)
     assert http.get(f"/files/{ids[1]}").status_code == 404, "though nothing else is ever deleted, by 0 days"
     assert http.get(f"/files/{ids[0]}").status_code == 200
+
+
+def test_a_report_that_was_looked_at_is_kept_for_a_day(tmp_path: Path, served: Served) -> None:
+    own = settings.read({"SERVER_DATA": str(tmp_path), "DATABASE_URL": served.database})
+    own.reports.mkdir()
+    old, new = own.reports / "old-report", own.reports / "new-report"
+    old.touch()
+    new.touch()
+    os.utime(old, (time.time() - 90_000, time.time() - 90_000))
+
+    async def tidy() -> None:
+        async with database.connected(own.inside, 1) as sessions:
+            await sweep.tidy(Context(own, sessions, Store(own.storage_url), b""))
+
+    asyncio.run(tidy())
+    assert [path.name for path in own.reports.iterdir()] == ["new-report"]
+
+
+def test_a_worker_that_begins_deletes_the_states_of_runs_that_others_have_ended(
+    served: Served, trained: replicate.training.Training
+) -> None:
+    state = served.data / "trainings" / "unfinished" / trained.id
+    state.mkdir(parents=True)
+    served.end_worker("trainings", signal.SIGTERM)
+    served.begin_worker("trainings")
+    deadline = time.monotonic() + 30
+    while state.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
