@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,10 +15,10 @@ import psutil
 import pytest
 from sqlalchemy import select
 
-from server import accounts, database, serve, settings
+from server import accounts, database, postgres, serve, settings
 from server.api import usage
 from server.records import Token
-from tests.server.conftest import ROOT, Served
+from tests.server.conftest import ROOT, Served, free_port
 
 
 @pytest.mark.parametrize("name", ["REQUESTS_A_MINUTE", "OPEN_JOBS", "ATTEMPTS", "LOST_SECONDS"])
@@ -30,6 +31,28 @@ def test_a_limit_that_would_stop_everything_is_refused(name: str) -> None:
 def test_a_certificate_may_hold_its_key() -> None:
     arguments = serve._parser().parse_args(["--port", "1", "--certificate", "both.pem"])
     assert serve._where(arguments) == ["--host", arguments.host, "--port", "1", "--certificate", "both.pem"]
+
+
+def test_a_command_leaves_no_database_running_that_did_not_run_before() -> None:
+    # Not in pytest's own folder: started by root, PostgreSQL runs as another user.
+    with tempfile.TemporaryDirectory(prefix="flux-token-", ignore_cleanup_errors=True) as folder:
+        environ = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
+        made = subprocess.run(
+            [str(ROOT / "script" / "serve"), "token"],
+            env=environ | {"SERVER_DATA": folder},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert made.stdout.startswith("r8_")
+        assert not postgres.is_running(Path(folder) / "postgres")
+
+
+def test_a_second_server_in_the_same_folder_is_refused(served: Served) -> None:
+    command = [str(ROOT / "script" / "serve"), "--port", str(free_port())]
+    asked = subprocess.run(command, env=served.environ, capture_output=True, text=True, timeout=60, check=False)
+    assert asked.returncode == 1
+    assert "another script/serve is at work in SERVER_DATA=" in asked.stderr
 
 
 @pytest.mark.parametrize("command", ["api", "worker"])
