@@ -33,7 +33,8 @@ class Edge:
             return
         path = own_path(scope["path"])
         scope = {**scope, "path": path, "raw_path": path.encode()}
-        part = path.split("/")[2] if path.startswith("/v1/") else path.split("/")[1]
+        parts = [*path.split("/"), ""]  # the path of OPTIONS may be a star alone
+        part = parts[2] if path.startswith("/v1/") else parts[1]
         noun = part if part in NOUNS else "other"
         method = scope["method"] if scope["method"] in METHODS else "other"
         uploads = path == "/v1/files" or path.startswith("/drafts/")

@@ -5,6 +5,7 @@ import base64
 import hashlib
 import json
 import re
+import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -142,6 +143,13 @@ def test_an_address_that_no_database_holds_is_a_callers_mistake(http: httpx.Clie
         answer = http.get(path)
         assert answer.status_code == 422, path
         assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_a_request_about_the_server_itself_is_no_fault_of_the_servers(served: Served) -> None:
+    url = httpx.URL(served.url)
+    with socket.create_connection((url.host, url.port), timeout=10) as connection:
+        connection.sendall(b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(12) in (b"HTTP/1.1 404", b"HTTP/1.1 405")
 
 
 def test_a_strangers_destination_is_refused(http: httpx.Client) -> None:
