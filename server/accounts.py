@@ -19,6 +19,10 @@ def new_id() -> str:
     return base64.b32encode(secrets.token_bytes(16)).decode().lower().rstrip("=")
 
 
+def is_id(text: str) -> bool:
+    return re.fullmatch(r"[a-z2-7]{26}", text) is not None
+
+
 def digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
@@ -45,9 +49,10 @@ async def new_token(session: AsyncSession, account: Account) -> str:
     return token
 
 
-async def revoke(session: AsyncSession, hint: str) -> int:
-    """Revokes the tokens that begin so; returns how many."""
-    chosen = update(Token).where(Token.hint == hint[:7], Token.revoked_at.is_(None)).values(revoked_at=func.now())
+async def revoke(session: AsyncSession, token: str) -> int:
+    """Revokes this token, or all that begin with these seven characters; returns how many."""
+    meant = Token.digest == digest(token) if re.fullmatch(r"r8_[0-9a-f]{40}", token) else Token.hint == token[:7]
+    chosen = update(Token).where(meant, Token.revoked_at.is_(None)).values(revoked_at=func.now())
     return len((await session.scalars(chosen.returning(Token.digest))).all())
 
 

@@ -15,9 +15,12 @@ Sessions = async_sessionmaker[AsyncSession]
 
 @contextlib.asynccontextmanager
 async def connected(url: str, size: int = 10) -> AsyncIterator[Sessions]:
-    """Sessions on the database `url` (SQLAlchemy's form); a connection that PostgreSQL has dropped is replaced."""
+    """Sessions on the database `url` (SQLAlchemy's form); a connection that PostgreSQL has dropped is replaced.
+
+    An error does not show a statement's values: a run's row holds secrets, and errors go into logs.
+    """
     engine: AsyncEngine = create_async_engine(
-        url, pool_size=size, max_overflow=size, pool_pre_ping=True, pool_timeout=20
+        url, pool_size=size, max_overflow=size, pool_pre_ping=True, pool_timeout=20, hide_parameters=True
     )
     try:
         yield async_sessionmaker(engine, expire_on_commit=False)

@@ -23,6 +23,8 @@ from server.accounts import new_id
 from server.records import File, Json
 
 BLOCK = 2**20
+MEDIA_TYPE = re.compile(r"(?=.{3,127}$)[\w.+-]+/[\w.+-]+( *; *[\w.+-]+=[\w.+-]+)*", re.ASCII)
+"""What may stand in a header; anything else that a caller names is passed over."""
 GONE = (FileNotFoundError, obstore.exceptions.NotFoundError)
 
 
@@ -100,13 +102,15 @@ async def keep(
     """Stores the bytes, then adds the record. What a crash leaves between them is removed by `retention.strays`."""
     id = new_id()
     size, digest = await store.write(id, source)
+    if not MEDIA_TYPE.fullmatch(content_type):
+        content_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
     name = re.sub(r"[^\w. ()+-]", "_", name.rpartition("/")[2])[-200:] or "file"
     file = File(
         id=id,
         account_id=account,
         run_id=run,
         name=name,
-        content_type=(content_type or mimetypes.guess_type(name)[0] or "application/octet-stream")[:127],
+        content_type=content_type,
         size=size,
         sha256=digest,
         details=details or {},

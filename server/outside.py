@@ -13,7 +13,10 @@ from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
 import httpcore
+import httpx
 
+FETCH_SECONDS = 3600.0
+"""For a whole file: a worker waits for it, and a server that sends a byte now and then would keep it for ever."""
 SECONDS = {"connect": 10.0, "read": 30.0, "write": 30.0, "pool": 10.0}
 REDIRECTS = 5
 TRIES = 3
@@ -75,6 +78,7 @@ class Outside:
     async def post(self, address: str, headers: Mapping[str, str], body: bytes) -> int:
         """The status of the answer; a redirect is not followed. Raises ValueError or OSError where there is none."""
         check(address, self.allow_private)
+        address = _written(address)
         try:
             async with self._pool.stream(
                 "POST", address, headers=_headers(headers, body), content=body, extensions={"timeout": SECONDS}
@@ -88,6 +92,15 @@ class Outside:
 
         Tries again where the network fails or the server is unwell. Raises ValueError that names the host.
         """
+        try:
+            async with asyncio.timeout(FETCH_SECONDS):
+                return await self._try(address, path, limit)
+        except TimeoutError:
+            raise ValueError(
+                f"{urlsplit(address).hostname} sent no whole file in {FETCH_SECONDS / 60:.0f} minutes"
+            ) from None
+
+    async def _try(self, address: str, path: Path, limit: int) -> str:
         for attempt in range(1, TRIES + 1):
             try:
                 return await self._fetch(address, path, limit)
@@ -103,6 +116,7 @@ class Outside:
     async def _fetch(self, address: str, path: Path, limit: int) -> str:
         for _ in range(REDIRECTS + 1):
             check(address, self.allow_private)
+            address = _written(address)
             host = urlsplit(address).hostname
             async with self._pool.stream(
                 "GET", address, headers=_headers({}), extensions={"timeout": SECONDS}
@@ -124,6 +138,14 @@ class Outside:
                         file.write(block)
                 return told.get("content-type", "").partition(";")[0]
         raise ValueError(f"{urlsplit(address).hostname} redirects more than {REDIRECTS} times")
+
+
+def _written(address: str) -> str:
+    """As it goes over the wire: what HTTP has no letter for, such as ü or a blank, as browsers write it."""
+    try:
+        return str(httpx.URL(address))
+    except (httpx.InvalidURL, UnicodeError):
+        raise ValueError("this address cannot be read; copy it again") from None
 
 
 def _headers(more: Mapping[str, str], body: bytes | None = None) -> list[tuple[str, str]]:

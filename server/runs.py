@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import func, select, update
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server import catalog, jobs
@@ -131,9 +132,11 @@ async def publish(session: AsyncSession, run: Run, weights: File) -> str:
 
 
 async def new_model(session: AsyncSession, account: int, owner: str, name: str) -> Model:
-    model = Model(account_id=account, owner=owner, name=name, visibility="private", hardware="")
-    session.add(model)
-    await session.flush()
+    """The model of that name, made where there is none; another request may do so at the same time."""
+    values = {"account_id": account, "owner": owner, "name": name, "visibility": "private"}
+    await session.execute(insert(Model).values(**values).on_conflict_do_nothing())
+    model = await session.scalar(select(Model).where(Model.owner == owner, Model.name == name))
+    assert model is not None
     return model
 
 

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import fcntl
 import logging
 import os
 import secrets
@@ -10,11 +11,12 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import uvicorn
 from sqlalchemy import func, select
+from sqlalchemy.exc import OperationalError
 
 from server import accounts, api, catalog, database, jobs, postgres, settings, supervisor
 from server.context import Context
@@ -36,6 +38,10 @@ def main(argv: Sequence[str]) -> int:
         return int(arguments.run(arguments, own))
     except (ValueError, RuntimeError) as error:
         print(f"script/serve: {error}", file=sys.stderr)
+        return 1
+    except OperationalError as error:
+        told = str(error.orig).strip().partition("\n")[0]
+        print(f"script/serve: the database of DATABASE_URL does not answer: {told}", file=sys.stderr)
         return 1
 
 
@@ -59,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     token.add_argument("owner", nargs="?", default=FIRST_OWNER, help="as in owner/model")
     token.set_defaults(run=_token)
     revoke = commands.add_parser("revoke", help="revoke a token")
-    revoke.add_argument("token", help="it, or its first seven characters")
+    revoke.add_argument("token", help="it, or its first seven characters: then every token that begins so")
     revoke.set_defaults(run=_revoke)
     commands.add_parser("migrate", help="bring the database to this version's schema").set_defaults(run=_migrate)
     return parser
@@ -72,19 +78,43 @@ def _at(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--key", help="the key's file")
 
 
-def with_database(own: Settings) -> Settings:
-    """The settings with a database that runs: the embedded one where none is named."""
+@contextlib.contextmanager
+def with_database(own: Settings) -> Iterator[Settings]:
+    """The settings with a database that runs: the embedded one where none is named, which ends with the block unless it
+    ran before, for a server that is at work."""
+    folder = own.data / "postgres"
     if own.database_url:
-        return own
-    return replace(own, database_url=postgres.start(own.data / "postgres"))
+        yield own
+        return
+    ran = postgres.is_running(folder)
+    try:
+        yield replace(own, database_url=postgres.start(folder))
+    finally:
+        if not ran:
+            postgres.stop(folder)
 
 
 def _serve(arguments: argparse.Namespace, own: Settings) -> int:
     """Everything that one machine needs, looked after until SIGTERM or Ctrl-C."""
     _check_port(arguments.host, arguments.port)
     subprocess.run([str(ROOT / "script" / "python"), "-c", ""], check=True)
-    embedded = not own.database_url
-    own = with_database(own)
+    with _alone(own), with_database(own) as ready:
+        return _look_after(arguments, ready, embedded=not own.database_url)
+
+
+@contextlib.contextmanager
+def _alone(own: Settings) -> Iterator[None]:
+    """Raises ValueError where another script/serve keeps its files in the same folder: each would empty the other's."""
+    own.data.mkdir(parents=True, exist_ok=True)
+    with (own.data / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another script/serve is at work in SERVER_DATA={own.data}; stop it first") from None
+        yield
+
+
+def _look_after(arguments: argparse.Namespace, own: Settings, embedded: bool) -> int:
     database.migrate(own.inside)
     first = asyncio.run(_prepare(own))
     scheme = "https" if arguments.certificate else "http"
@@ -97,10 +127,8 @@ def _serve(arguments: argparse.Namespace, own: Settings) -> int:
             f"  export REPLICATE_BASE_URL={address} REPLICATE_API_TOKEN={first}",
             flush=True,
         )
-    at = ["--host", arguments.host, "--port", str(arguments.port)]
-    at += ["--certificate", arguments.certificate, "--key", arguments.key] if arguments.certificate else []
     python = [sys.executable, "-m", "server.serve"]
-    commands = {"api": [*python, "api", *at]}
+    commands = {"api": [*python, "api", *_where(arguments)]}
     variables: dict[str, dict[str, str]] = {"api": {}}
     for number in range(arguments.workers):
         commands[f"worker {number}"] = [*python, "worker", "--name", f"{socket.gethostname()}-{number}"]
@@ -108,6 +136,12 @@ def _serve(arguments: argparse.Namespace, own: Settings) -> int:
     environ = dict(os.environ) | {"DATABASE_URL": own.database_url, "SERVER_DATA": str(own.data)}
     looked_after = own.data / "postgres" if embedded else None
     return supervisor.run(commands, environ, variables, looked_after)
+
+
+def _where(arguments: argparse.Namespace) -> list[str]:
+    """The options that tell the API where to listen. A certificate's file may hold its key too."""
+    given = {name: getattr(arguments, name) for name in ("host", "port", "certificate", "key")}
+    return [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
 
 
 def _check_port(host: str, port: int) -> None:
@@ -129,18 +163,18 @@ async def _prepare(own: Settings) -> str | None:
 
 
 def _api(arguments: argparse.Namespace, own: Settings) -> int:
-    own = with_database(own)
-    database.migrate(own.inside)
-    uvicorn.run(
-        api.create(own),
-        host=arguments.host,
-        port=arguments.port,
-        ssl_certfile=arguments.certificate,
-        ssl_keyfile=arguments.key,
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=5,
-    )
+    with with_database(own) as ready:
+        database.migrate(ready.inside)
+        uvicorn.run(
+            api.create(ready),
+            host=arguments.host,
+            port=arguments.port,
+            ssl_certfile=arguments.certificate,
+            ssl_keyfile=arguments.key,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=5,
+        )
     return 0
 
 
@@ -173,9 +207,9 @@ def _token(arguments: argparse.Namespace, own: Settings) -> int:
         async with database.connected(ready.inside) as sessions, sessions.begin() as session:
             return await accounts.new_token(session, await accounts.create(session, arguments.owner))
 
-    ready = with_database(own)
-    database.migrate(ready.inside)
-    print(asyncio.run(make()))
+    with with_database(own) as ready:
+        database.migrate(ready.inside)
+        print(asyncio.run(make()))
     return 0
 
 
@@ -184,14 +218,15 @@ def _revoke(arguments: argparse.Namespace, own: Settings) -> int:
         async with database.connected(ready.inside) as sessions, sessions.begin() as session:
             return await accounts.revoke(session, arguments.token)
 
-    ready = with_database(own)
-    number = asyncio.run(revoke())
+    with with_database(own) as ready:
+        number = asyncio.run(revoke())
     print(f"revoked: {number}")
     return 0 if number else 1
 
 
 def _migrate(arguments: argparse.Namespace, own: Settings) -> int:
-    database.migrate(with_database(own).inside)
+    with with_database(own) as ready:
+        database.migrate(ready.inside)
     return 0
 
 

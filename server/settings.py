@@ -47,6 +47,11 @@ class Settings:
     """The guardrails: GUARDRAILS names the file."""
 
     @property
+    def reports(self) -> Path:
+        """Folder for reports and previews that somebody has looked at, for a day: they show what was trained on."""
+        return self.data / "reports"
+
+    @property
     def inside(self) -> str:
         """The database's address for SQLAlchemy."""
         return self.database_url.replace("postgres://", "postgresql://", 1).replace(
@@ -65,22 +70,22 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings:
         allow_private=_number(environ, "ALLOW_PRIVATE_ADDRESSES", 0) > 0,
         retention_days=_number(environ, "RETENTION_DAYS", 30),
         link_seconds=int(_number(environ, "LINK_SECONDS", 3600)),
-        requests_a_minute=int(_number(environ, "REQUESTS_A_MINUTE", 3000)),
-        open_jobs=int(_number(environ, "OPEN_JOBS", 100)),
+        requests_a_minute=int(_number(environ, "REQUESTS_A_MINUTE", 3000, least=1)),
+        open_jobs=int(_number(environ, "OPEN_JOBS", 100, least=1)),
         body_bytes=int(_number(environ, "MAX_BODY_MIB", 64) * MIB),
         file_bytes=int(_number(environ, "MAX_FILE_MIB", 2048) * MIB),
-        attempts=int(_number(environ, "ATTEMPTS", 3)),
-        lost_seconds=_number(environ, "LOST_SECONDS", 20),
+        attempts=int(_number(environ, "ATTEMPTS", 3, least=1)),
+        lost_seconds=_number(environ, "LOST_SECONDS", 20, least=5),
         rules=guardrails.read(Path(environ["GUARDRAILS"])) if environ.get("GUARDRAILS") else (),
     )
 
 
-def _number(environ: Mapping[str, str], name: str, default: float) -> float:
+def _number(environ: Mapping[str, str], name: str, default: float, least: float = 0) -> float:
     text = environ.get(name, "").strip()
     try:
         value = float(text) if text else default
     except ValueError:
         value = -1
-    if not 0 <= value < 1e9:
-        raise ValueError(f"{name}={text[:40]!r} must be a number from 0 up")
+    if not least <= value < 1e9:
+        raise ValueError(f"{name}={text[:40]!r} must be a number from {least} up")
     return value

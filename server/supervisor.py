@@ -1,6 +1,7 @@
 """Keeps one machine's processes running: the API, the workers, and the embedded PostgreSQL."""
 
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -61,7 +62,7 @@ def run(
         try:
             process.wait(max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # the leash alone would leave its command behind
             process.wait()
     if database is not None:
         postgres.stop(database)

@@ -18,6 +18,7 @@ RETENTION_SECONDS = 60.0
 STRAYS_SECONDS = 6 * 3600.0
 """Listing a bucket costs money."""
 KEEP_JOBS_DAYS = 7
+REPORT_SECONDS = 86400.0
 
 LOST = text(
     """
@@ -103,6 +104,9 @@ async def cancel_late(context: Context) -> None:
 
 
 async def tidy(context: Context) -> None:
+    for report in context.settings.reports.glob("*"):
+        if report.is_file() and report.stat().st_mtime < time.time() - REPORT_SECONDS:
+            report.unlink(missing_ok=True)
     async with context.sessions() as session:
         while await retention.expire(session, context.store, context.settings.retention_days):
             pass

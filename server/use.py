@@ -1,5 +1,6 @@
 """Tags, and what was used: how many trainings, pictures and GPU seconds, by token, model and tag."""
 
+import asyncio
 import csv
 import io
 import json
@@ -96,7 +97,7 @@ async def export(session: AsyncSession, store: Store, account: int, tag: str, ou
             for file in found:
                 name = f"{run.kind}s/{run.id}-{ids.index(file.id)}{Path(file.name).suffix}"
                 await store.copy_to(file.id, part)
-                packed.write(part, name)
+                await asyncio.to_thread(packed.write, part, name)
                 number += 1
                 writer.writerow(_row(run, name, loras))
             if not found:

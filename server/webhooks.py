@@ -43,7 +43,7 @@ class Delivery:
         }
         try:
             status = await self.outside.post(run.webhook, headers, body.encode())
-            refused = status >= 500 or status in (408, 429)
+            refused = not 200 <= status < 300  # as at Replicate: whoever is not ready yet may answer 404
         except OSError:
             refused = True
         except ValueError:

@@ -13,7 +13,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -82,6 +82,7 @@ class GpuWorker:
         """Until `stop`."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
+        await self._clear_unfinished()  # of runs that others have ended while this machine was away
         taker = jobs.Taker(self.context.settings.database_url, self._register, queues, 1)
         reporting = asyncio.create_task(self._report_for_ever())
         try:
@@ -118,7 +119,7 @@ class GpuWorker:
             await self._do(attempt)
         except runs.Lost:
             log.info("%s %s: no longer ours", run.kind, run.id)
-            await self._let_go(attempt)
+            await _to_its_end(self._let_go(attempt))
         except asyncio.CancelledError:  # Procrastinate's way of telling that its caller cancelled it
             await self._let_go(attempt)
             await self._give_back(attempt, "it was interrupted")
@@ -343,6 +344,16 @@ class GpuWorker:
                         row.on_conflict_do_update(index_elements=["name"], set_={**values, "seen_at": func.now()})
                     )
             await asyncio.sleep(5)
+
+
+async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Awaits it whatever comes. Procrastinate tells of a cancel once, by cancelling the task: where the record told of
+    it first, that would strike while the GPU is being freed, and leave the run at work."""
+    doing = asyncio.ensure_future(work)
+    while not doing.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.shield(doing)
+    doing.result()
 
 
 def _plain(error: Any) -> str:

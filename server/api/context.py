@@ -1,5 +1,7 @@
 """What every route shares: the database, the store, who calls, and how a refusal looks."""
 
+import json
+import re
 import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -8,7 +10,8 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from psycopg import OperationalError as DriverError
-from sqlalchemy.exc import InterfaceError, OperationalError
+from pydantic import BaseModel, model_validator
+from sqlalchemy.exc import DataError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.exceptions import HTTPException
@@ -21,6 +24,27 @@ from server.pages import BadCursor
 from server.records import Account
 
 KNOWN_SECONDS = 2.0
+NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+"""As JSON writes it."""
+
+
+class Body(BaseModel):
+    """A request's JSON, of which everything can be stored."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _can_be_stored(cls, sent: Any) -> Any:
+        """Raises ValueError for what Python's JSON takes and PostgreSQL's does not: NaN, half a character, NUL."""
+        try:
+            text = json.dumps(sent, ensure_ascii=False, allow_nan=False)
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError("half of a character (a lone surrogate) is no text") from None
+        except ValueError:
+            raise ValueError("NaN and Infinity are no JSON; leave them out") from None
+        if NUL.search(text):
+            raise ValueError("a text may not hold the character NUL")
+        return sent
 
 
 class Problem(HTTPException):
@@ -59,7 +83,9 @@ def links(request: Request) -> Links:
     return of_request(request).links(base_url(request))
 
 
-Session = Annotated[AsyncSession, Depends(session)]
+Session = Annotated[AsyncSession, Depends(session, scope="function")]
+"""Its connection is free again before the answer is sent: a stream or a slow download would hold it to its end, and
+twenty of them all that there are."""
 OwnContext = Annotated[Context, Depends(of_request)]
 OwnLinks = Annotated[Links, Depends(links)]
 
@@ -144,11 +170,21 @@ def add_handlers(app: FastAPI) -> None:
 
     async def wrong_request(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        told = "\n".join(f"- {'.'.join(map(str, fault['loc'][1:]))}: {fault['msg']}" for fault in error.errors())
+        told = "\n".join(
+            f"- {'.'.join(map(str, fault['loc'][1:])) or 'body'}: {fault['msg'].removeprefix('Value error, ')}"
+            for fault in error.errors()
+        )
         return problem(422, "Invalid request", told, instance=request.url.path)
 
     async def wrong_page(request: Request, error: Exception) -> JSONResponse:
         return problem(400, "Invalid request", str(error), instance=request.url.path)
+
+    async def no_value(request: Request, error: Exception) -> JSONResponse:
+        told = "A text with the character NUL, or a number that is too large"
+        return problem(422, "Invalid request", told, instance=request.url.path)
+
+    async def broken(request: Request, error: Exception) -> JSONResponse:
+        return problem(500, "Internal error", "The server met an error; its log says which", instance=request.url.path)
 
     async def away(request: Request, error: Exception) -> JSONResponse:
         return problem(503, "Database away", "The database does not answer; try again", {"Retry-After": "2"})
@@ -157,5 +193,7 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Refused, wrong_input)
     app.add_exception_handler(RequestValidationError, wrong_request)
     app.add_exception_handler(BadCursor, wrong_page)
+    app.add_exception_handler(DataError, no_value)
+    app.add_exception_handler(Exception, broken)
     for kind in (OperationalError, InterfaceError, DriverError, PoolTimeout):
         app.add_exception_handler(kind, away)

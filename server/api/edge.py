@@ -5,7 +5,7 @@ import time
 from prometheus_client import Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.api.context import problem
+from server.api.context import Problem, problem
 from server.settings import Settings
 
 NOUNS = {
@@ -22,10 +22,6 @@ SECONDS = Histogram(
 )
 
 
-class TooLarge(Exception):
-    pass
-
-
 class Edge:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.app = app
@@ -37,40 +33,35 @@ class Edge:
             return
         path = own_path(scope["path"])
         scope = {**scope, "path": path, "raw_path": path.encode()}
-        part = path.split("/")[2] if path.startswith("/v1/") else path.split("/")[1]
+        parts = [*path.split("/"), ""]  # the path of OPTIONS may be a star alone
+        part = parts[2] if path.startswith("/v1/") else parts[1]
         noun = part if part in NOUNS else "other"
         method = scope["method"] if scope["method"] in METHODS else "other"
         uploads = path == "/v1/files" or path.startswith("/drafts/")
         limit = self.settings.file_bytes + FORM_BYTES if uploads else self.settings.body_bytes
-        begun, received, status = time.monotonic(), 0, 0
+        advice = "" if uploads else "; upload large files to /v1/files first"
+        too_large = f"A request here may have {limit // 2**20} MiB at most{advice}"
+        begun, received = time.monotonic(), 0
 
         async def limited() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
             if received > limit:
-                raise TooLarge
+                raise Problem(413, "Too large", too_large)
             return message
 
         async def counted(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
                 SECONDS.labels(noun).observe(time.monotonic() - begun)
-                REQUESTS.labels(method, noun, status).inc()
+                REQUESTS.labels(method, noun, message["status"]).inc()
             await send(message)
 
         announced = dict(scope["headers"]).get(b"content-length", b"0")
-        try:
-            if announced.isdigit() and int(announced) > limit:
-                raise TooLarge
-            await self.app(scope, limited, counted)
-        except TooLarge:
-            if status:
-                raise
-            advice = "" if uploads else "; upload large files to /v1/files first"
-            answer = problem(413, "Too large", f"A request here may have {limit // 2**20} MiB at most{advice}")
-            await answer(scope, receive, counted)
+        if announced.isdigit() and int(announced) > limit:
+            await problem(413, "Too large", too_large)(scope, receive, counted)
+            return
+        await self.app(scope, limited, counted)
 
 
 def own_path(path: str) -> str:

@@ -19,6 +19,7 @@ routes = APIRouter()
 
 @routes.post("/files", status_code=201)
 async def upload(request: Request, caller: Caller, session: Session, context: OwnContext, links: OwnLinks) -> Any:
+    await session.commit()  # a slow upload holds no connection
     async with request.form(max_files=3, max_fields=10) as form:
         content = form.get("content")
         if not isinstance(content, UploadFile):

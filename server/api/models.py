@@ -4,13 +4,13 @@ import re
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, Field
+from pydantic import Field
 from sqlalchemy import or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server import catalog, files, objects, pages
-from server.api.context import Caller, OwnContext, OwnLinks, Problem, Session, missing
+from server.api.context import Body, Caller, OwnContext, OwnLinks, Problem, Session, missing
 from server.files import Links
 from server.records import Account, Json, Model, Version
 
@@ -18,7 +18,7 @@ routes = APIRouter()
 TEXTS = ("description", "github_url", "paper_url", "license_url", "cover_image_url")
 
 
-class Texts(BaseModel):
+class Texts(Body):
     """What a model says of itself."""
 
     description: str | None = Field(None, max_length=2000)

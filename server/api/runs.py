@@ -10,13 +10,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, Field
+from pydantic import Field
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from server import accounts, catalog, guardrails, inputs, objects, outside, pages, retention, runs
-from server.api.context import Caller, OwnContext, OwnLinks, Problem, Session, base_url, missing, of_request
+from server.api.context import Body, Caller, OwnContext, OwnLinks, Problem, Session, base_url, missing, of_request
 from server.api.models import check_name
 from server.catalog import Found
 from server.context import Context
@@ -33,7 +33,7 @@ INLINE_BYTES = 32 * 2**20
 objects of https and data addresses only."""
 
 
-class NewRun(BaseModel):
+class NewRun(Body):
     input: Json = Field(default_factory=dict)
     webhook: str | None = Field(None, max_length=2000)
     webhook_completed: str | None = Field(None, max_length=2000)
@@ -43,7 +43,7 @@ class NewRun(BaseModel):
     """What it belongs to; a header Tags, separated by commas, says the same for clients that know no such field."""
 
 
-class Change(BaseModel):
+class Change(Body):
     tags: list[str]
 
 
@@ -103,6 +103,7 @@ async def _predict(
     run = await create_run(request, session, caller, found, "prediction", body, called=reference.partition(":")[0])
     wait = _seconds_to_wait(request.headers.get("prefer", ""))
     if wait and run.status not in FINAL:
+        await session.commit()  # a repeated request's is open still, and would hold its connection
         run = await _wait(of_request(request), run, wait)
         if run.status not in FINAL:
             run.status = "starting"  # the clients take any other word for an end
@@ -124,7 +125,7 @@ async def create_run(
     """Checks the input, writes the record and queues it. Raises Problem, and Refused for the input. `called` is the
     model's name as it was sent."""
     context, base, owner = of_request(request), base_url(request), caller.id
-    digest = hashlib.sha256(f"{found.version.id} {body.model_dump_json()}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{request.url.path} {body.model_dump_json()}".encode()).hexdigest()
     key = request.headers.get("idempotency-key", "").strip()[:255] or None
     if key and (before := await _same(session, owner, key, digest)):
         return before

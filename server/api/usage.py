@@ -1,7 +1,7 @@
 """Routes about tags and about what was used."""
 
 import tempfile
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -41,4 +41,9 @@ async def exported(session: Session, context: Context, account: Account, tag: st
 
 @routes.get("/usage")
 async def usage(caller: Caller, session: Session, since: datetime | None = None, until: datetime | None = None) -> Any:
-    return await use.report(session, caller.id, since, until)
+    return await use.report(session, caller.id, _with_zone(since), _with_zone(until))
+
+
+def _with_zone(moment: datetime | None) -> datetime | None:
+    """A moment without a time zone is UTC's, whatever the database's own is."""
+    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment

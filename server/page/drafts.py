@@ -102,17 +102,18 @@ async def add(request: Request, id: str, person: Person, session: Session, conte
     """One file: the page's script sends each by itself, so that one that is refused stops no other."""
     if not (len(id) == 26 and id.isalnum()):
         raise missing("This set of pictures")
-    values = {"id": id, "account_id": person.id, "look": {}, "captions": {}, "removed": []}
-    await session.execute(insert(Draft).values(**values).on_conflict_do_nothing())
-    draft = await owned(session, person, id)
-    if len(await _files(session, draft)) >= MOST_FILES:
-        raise Problem(422, "Too many files", f"{MOST_FILES} files are allowed; send them as a zip")
+    await session.commit()  # a slow upload holds no connection
     async with request.form(max_files=1, max_fields=1) as form:
         file = form.get("file")
         if not isinstance(file, UploadFile):
             raise Problem(422, "No file", "Send one file, as 'file'")
         if not file.size:
             raise Problem(422, "An empty file", f"{(file.filename or '')[:100]} is empty")
+        values = {"id": id, "account_id": person.id, "look": {}, "captions": {}, "removed": []}
+        await session.execute(insert(Draft).values(**values).on_conflict_do_nothing())
+        draft = await owned(session, person, id)
+        if len(await _files(session, draft)) >= MOST_FILES:
+            raise Problem(422, "Too many files", f"{MOST_FILES} files are allowed; send them as a zip")
         kept = await files.keep(
             session, context.store, person.id, file.file, name=file.filename or "picture", details={"draft": id}
         )

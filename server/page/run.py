@@ -84,9 +84,12 @@ async def show(request: Request, id: str, person: Person, session: Session) -> R
 
 
 @routes.get("/run/{id}/now")
-async def now(request: Request, id: str, person: Person, session: Session) -> Response:
-    """The part that changes. When the run ends, the whole page is shown anew."""
+async def now(request: Request, id: str, person: Person, session: Session, seen: str = "") -> Response:
+    """The part that changes; nothing (204) while a drawing is as it was `seen`, for a screen reader reads out what is
+    put in anew. When a training ends, the whole page is shown anew."""
     run = await owned(session, person, id)
+    if run.kind == "prediction" and run.status == seen:
+        return Response(status_code=204)
     answer = page(request, "now.html" if run.kind == "training" else "drawn.html", **of(run))
     if run.status in FINAL and run.kind == "training":
         answer.headers["HX-Refresh"] = "true"
@@ -151,7 +154,7 @@ async def member(id: str, what: str, person: Person, session: Session, context: 
     file = await files.owned(session, person.id, ids[0]) if ids and run.kind == "training" else None
     if file is None or what not in MEMBERS:
         raise missing("This part of the run")
-    path = context.settings.data / "reports" / f"{file.sha256}-{what}"
+    path = context.settings.reports / f"{file.sha256}-{what}"
     if not path.is_file():
         await _extract(context, file, path)
     if not path.is_file():

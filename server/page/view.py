@@ -1,7 +1,7 @@
 """How a page is answered: templates, headers, and errors in words."""
 
 from collections.abc import Callable, Coroutine
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ _templates = jinja2.Environment(
 
 
 def _ago(moment: datetime) -> str:
-    return f"{moment:%Y-%m-%d %H:%M}"
+    """The page's script shows it in the reader's own time zone."""
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _minutes(seconds: float) -> str:

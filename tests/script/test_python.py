@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,23 @@ def test_without_an_environment_or_with_other_requirements_it_is_made(copy, tmp_
         file.write("one-more==1.0\n")
     done = run(copy / "script" / "python", "-V", folder=tmp_path, PYTHON=sys.executable)
     assert done.stdout.startswith(f"makes {copy / '.venv'}")
+
+
+def test_an_environment_of_another_users_is_taken_as_it_is(copy):
+    """As in the server's image, where the requirements of a machine without a GPU are others than those it has."""
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own is shut to others
+        root = Path(folder) / "copy"
+        shutil.copytree(copy, root)
+        (root / ".venv" / "bin").mkdir(parents=True)
+        (root / ".venv" / "bin" / "python").write_text("#!/bin/sh\necho runs\n")
+        for path in (Path(folder), root / ".venv" / "bin" / "python"):
+            path.chmod(0o755)
+        (root / ".venv").chmod(0o555)
+        other = {"user": 65534} if os.geteuid() == 0 else {}  # to root nothing is read-only
+        command = [str(root / "script" / "python"), "-V"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, **other)
+        (root / ".venv").chmod(0o755)
+    assert done.stdout == "runs\n", done.stderr
 
 
 def test_threads_wait_with_a_short_spin_unless_the_user_says_otherwise(copy, tmp_path):

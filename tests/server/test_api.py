@@ -1,8 +1,11 @@
 """The API by plain requests: what it refuses, what it hides from strangers, and where it answers."""
 
+import asyncio
+import base64
 import hashlib
 import json
 import re
+import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -11,7 +14,10 @@ import httpx
 import psycopg
 import pytest
 import replicate
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 
+from server import database
 from tests.server.conftest import QUICK, ROOT, SKETCH, Served
 
 TRAINER = "/models/replicate/fast-flux-trainer/versions/" + 64 * "0" + "/trainings"
@@ -111,6 +117,41 @@ def test_a_bad_request_is_refused_and_says_why(http: httpx.Client, body: dict[st
     assert word in answer.json()["detail"]
 
 
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        (b'{"input": {"prompt": "a\\u0000b"}}', "NUL"),
+        (b'{"input": {"prompt": "a", "unknown": [{"a\\u0000": 1}]}}', "NUL"),
+        (b'{"input": {"prompt": "\\ud800"}}', "surrogate"),
+        (b'{"input": {"prompt": "a", "lora_scale": NaN}}', "NaN"),
+    ],
+)
+def test_what_json_has_and_a_database_has_not_is_a_callers_mistake(http: httpx.Client, body: bytes, word: str) -> None:
+    answer = http.post(DRAW, content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422
+    assert word in answer.json()["detail"]
+
+
+def test_a_backslash_before_u0000_is_text_like_any_other(http: httpx.Client) -> None:
+    made = http.post(DRAW, json={"input": {**SKETCH, "prompt": r"\u0000 \\u0000"}})
+    assert made.json()["input"]["prompt"] == r"\u0000 \\u0000"
+
+
+def test_an_address_that_no_database_holds_is_a_callers_mistake(http: httpx.Client) -> None:
+    large = base64.urlsafe_b64encode(b"p2026-01-01 99999999999999999999").decode()
+    for path in ("/trainings/%00", "/predictions?tag=%00", f"/models?cursor={large}"):
+        answer = http.get(path)
+        assert answer.status_code == 422, path
+        assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_a_request_about_the_server_itself_is_no_fault_of_the_servers(served: Served) -> None:
+    url = httpx.URL(served.url)
+    with socket.create_connection((url.host, url.port), timeout=10) as connection:
+        connection.sendall(b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(12) in (b"HTTP/1.1 404", b"HTTP/1.1 405")
+
+
 def test_a_strangers_destination_is_refused(http: httpx.Client) -> None:
     answer = http.post(TRAINER, json={"destination": "somebody/x", "input": {"input_images": ZIP}})
     assert answer.status_code == 403
@@ -190,6 +231,13 @@ def test_a_link_is_good_for_its_file_and_its_time_alone(served: Served, http: ht
     assert httpx.get(str(link).replace(file["id"], other["id"])).status_code == 403
 
 
+@pytest.mark.parametrize("kind", ["text/plain\r\nX-Theirs: 1", "日本/x", "x" * 200, "text"])
+def test_a_content_type_that_is_none_is_passed_over(http: httpx.Client, kind: str) -> None:
+    file = http.post("/files", files={"content": ("a.txt", b"one")}, data={"type": kind}).json()
+    assert file["content_type"] == "text/plain"
+    assert httpx.get(file["urls"]["download"]).text == "one"
+
+
 def test_a_repeated_post_with_the_same_key_is_the_same_run(http: httpx.Client) -> None:
     headers = {"Idempotency-Key": "once"}
     made: list[str] = []
@@ -207,6 +255,39 @@ def test_a_repeated_post_with_the_same_key_is_the_same_run(http: httpx.Client) -
     other = http.post(DRAW, json={"input": {**SKETCH, "seed": 2}}, headers=headers)
     assert other.status_code == 422
     assert "Idempotency-Key" in other.json()["title"]
+
+
+def test_a_repeated_post_stays_the_same_run_when_its_model_gets_a_newer_version(
+    http: httpx.Client, served: Served, trained: replicate.training.Training
+) -> None:
+    headers, path = {"Idempotency-Key": "before the newer one"}, "/models/you/trained/predictions"
+    first = http.post(path, json={"input": SKETCH}, headers=headers).json()["id"]
+    newer = (
+        "INSERT INTO versions (id, model_id, cog, cog_version, openapi_schema, weights, created_at) SELECT 'newer',"
+        " model_id, cog, cog_version, openapi_schema, weights, now() + interval '1 s' FROM versions WHERE run_id = %s"
+        " RETURNING id"
+    )
+    served.rows(newer, trained.id)
+    again = http.post(path, json={"input": SKETCH}, headers=headers).json()
+    served.rows("DELETE FROM versions WHERE id = 'newer' RETURNING id")
+    assert again.get("id") == first, again
+
+
+def test_a_destination_that_another_request_makes_at_the_same_time_is_taken(http: httpx.Client, served: Served) -> None:
+    body = {"destination": "you/at-once", "input": {"input_images": ZIP}}
+    answers: list[httpx.Response] = []
+    with psycopg.connect(served.database) as other:
+        other.execute(
+            "INSERT INTO models (account_id, owner, name, visibility) SELECT id, name, 'at-once', 'private'"
+            " FROM accounts WHERE name = 'you'"
+        )
+        asking = threading.Thread(target=lambda: answers.append(http.post(TRAINER, json=body)))
+        asking.start()
+        time.sleep(1)
+        assert not answers, "it waits for the other"
+    asking.join()
+    assert answers[0].status_code == 201, answers[0].text
+    http.post(f"/trainings/{answers[0].json()['id']}/cancel")
 
 
 def test_waiting_in_vain_answers_starting(http: httpx.Client) -> None:
@@ -237,6 +318,15 @@ def test_secrets_are_shown_nowhere(served: Served, http: httpx.Client) -> None:
     assert made.json()["input"]["hf_token"] == "[REDACTED]"
     assert "hf_verysecret" not in http.get(f"/trainings/{made.json()['id']}").text
     assert "hf_verysecret" not in served.log()
+    url = served.database.replace("postgresql://", "postgresql+psycopg://")
+
+    async def fail() -> None:
+        async with database.connected(url, 1) as sessions, sessions() as session:
+            await session.execute(text("SELECT CAST(:a AS int)"), {"a": "hf_verysecret\0"})
+
+    with pytest.raises(SQLAlchemyError) as error:
+        asyncio.run(fail())
+    assert "hf_verysecret" not in str(error.value), "errors are logged whole"
 
 
 def test_an_input_that_the_model_does_not_have_is_named_in_the_log(http: httpx.Client) -> None:
@@ -278,6 +368,9 @@ def test_lists_come_in_pages_that_can_be_walked_both_ways(http: httpx.Client, se
 def test_large_requests_are_refused_and_small_ones_counted(http: httpx.Client, served: Served) -> None:
     answer = http.post("/predictions", content=b"{" + 65 * 2**20 * b" ", headers={"Content-Type": "application/json"})
     assert answer.status_code == 413
+    parts = (2**20 * b" " for _ in range(65))  # without a length that would be told before
+    answer = http.post("/predictions", content=parts, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 413
     measures = httpx.get(f"{served.url}/metrics").text
     assert 'server_requests_total{method="POST",noun="predictions",status="413"}' in measures
     assert 'server_jobs{kind="training",status="starting"}' in measures
@@ -306,7 +399,7 @@ def test_a_webhook_is_told_again_until_it_answers(http: httpx.Client) -> None:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             received.append({"id": self.headers["webhook-id"], "status": body["status"]})
-            self.send_response(503 if len(received) == 1 else 200)
+            self.send_response(404 if len(received) == 1 else 200)  # it is being deployed
             self.end_headers()
             if len(received) == 2:
                 ended.set()

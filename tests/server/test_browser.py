@@ -10,9 +10,10 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
-from tests.server.conftest import ROOT, Served
+from tests.server.conftest import QUICK, ROOT, Served
 
 pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium")
@@ -207,7 +208,7 @@ def test_a_person_trains_draws_and_finds_the_pictures(
     page.get_by_role("link", name="Again with…").first.click()
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("a TOK on a green background")
     expect(page.get_by_label("Second LoRA", exact=True)).to_have_value("you/trained")
-    page.get_by_role("link", name="Use", exact=True).click()
+    page.get_by_role("link", name="Usage", exact=True).click()
     expect(page.get_by_role("rowheader", name="posters")).to_be_visible()
     look(page, axe, "used")
 
@@ -259,3 +260,41 @@ def test_pictures_that_cannot_be_used_are_marked_before_the_start(
     page.get_by_role("button", name="Start the training").click()
     expect(page.locator("#error-training_steps")).to_contain_text("must be 6000 or less")
     expect(page.get_by_text("3 pictures", exact=True)).to_be_visible()
+
+
+def test_a_training_at_work_leaves_keyboard_and_log_where_they_are(
+    page: Page, served: Served, http: httpx.Client
+) -> None:
+    """Its page replaces what changes every two seconds."""
+    images = http.post("/files", files={"content": ("a.zip", (ROOT / "examples" / "subject.zip").read_bytes())}).json()
+    inputs = {"input_images": images["urls"]["get"], **QUICK, "training_steps": 6000}
+    address = "/models/ostris/flux-dev-lora-trainer/versions/" + 64 * "0" + "/trainings"
+    run = http.post(address, json={"destination": "you/watched", "input": inputs}).json()
+    sign_in(page, served.url, served.token)
+    page.goto(f"{served.url}/run/{run['id']}")
+    log = page.locator(".log")
+    expect(log).to_contain_text("| 1/6000", timeout=90_000)
+    expect(page.locator("h1 + p time")).not_to_contain_text("UTC")  # but in the reader's own time zone
+    cancel = page.get_by_role("button", name="Cancel")
+    cancel.focus()
+    with page.expect_response(re.compile("/now")):
+        pass
+    page.wait_for_timeout(500)
+    expect(cancel).to_be_focused()
+    log.evaluate("log => { log.scrollTop = 50 }")
+    page.get_by_text("Log", exact=True).focus()
+    with page.expect_response(re.compile("/now")):
+        pass
+    page.wait_for_timeout(500)
+    expect(page.get_by_text("Log", exact=True)).to_be_focused()
+    assert log.evaluate("log => log.scrollTop") == 50
+    page.keyboard.press("Enter")
+    expect(log).to_be_hidden()
+    with page.expect_response(re.compile("/now")):
+        pass
+    page.wait_for_timeout(500)
+    expect(log).to_be_hidden()
+    page.on("dialog", lambda dialog: dialog.accept())
+    cancel.focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("canceled", exact=True)).to_be_visible()

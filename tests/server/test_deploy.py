@@ -1,6 +1,7 @@
 """The files of deploy/, each against its schema, and the queue's length against the real database."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,34 @@ def test_the_compose_file_fits_the_specification() -> None:
     jsonschema.validate(compose, json.loads(COMPOSE_SCHEMA.read_text(encoding="utf-8")))
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**compose, "servces": {}}, json.loads(COMPOSE_SCHEMA.read_text(encoding="utf-8")))
+
+
+def test_api_and_worker_of_compose_share_their_files_and_nothing_else() -> None:
+    services = documents("compose.yaml")[0]["services"]
+    mounts = [dict(volume.split(":")[::-1] for volume in services[name]["volumes"]) for name in ("api", "worker")]
+    folder = services["api"]["environment"]["STORAGE_URL"].partition("file://")[2].rstrip("}")
+    assert folder in mounts[0]
+    assert {path for path in mounts[0] if mounts[0][path] == mounts[1].get(path)} == {folder}
+
+
+def test_images_of_others_are_pinned_to_a_version() -> None:
+    images = [service["image"] for service in documents("compose.yaml")[0]["services"].values()]
+    assert [image for image in images if not re.search(r":\d", image)] == ["flux-lora-server", "flux-lora-server"]
+
+
+def test_no_container_runs_as_root_and_all_that_it_writes_to_is_its_own() -> None:
+    lines = (DEPLOY / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    [user] = [line.split()[1] for line in lines if line.startswith("USER ")]
+    own = next(line for line in lines if "useradd" in line)
+    assert f"--uid {user}" in own
+    services = documents("compose.yaml")[0]["services"].values()
+    written = {volume.split(":")[1] for s in services if "build" in s for volume in s["volumes"]}
+    for document in documents("kubernetes.yaml"):
+        if document["kind"] == "Deployment":
+            pod = document["spec"]["template"]["spec"]
+            assert pod["securityContext"].items() >= {"runAsUser": int(user), "runAsNonRoot": True}.items()
+            written |= {mount["mountPath"] for c in pod["containers"] for mount in c["volumeMounts"]}
+    assert written - {"/dev/shm"} == {word for word in own.split() if word.startswith("/")}
 
 
 @pytest.mark.parametrize("document", documents("kubernetes.yaml"), ids=lambda d: f"{d['kind']}/{d['metadata']['name']}")

@@ -1,8 +1,10 @@
 """What a caller's address may lead to: public machines, whatever it redirects to and whatever its name means."""
 
 import asyncio
+import contextlib
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -62,6 +64,14 @@ class Site(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.asked.append(self.path)
         port = self.server.server_address[1]
+        if self.path == "/slow":
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(b".")
+                    time.sleep(0.1)
+            return
         if self.path.startswith("/to/"):
             self.send_response(302)
             self.send_header("Location", f"http://{self.path[4:]}:{port}/secret")
@@ -104,6 +114,19 @@ def fetch(address: str, path: Path, limit: int = 100) -> str:
 def test_a_public_file_is_fetched(site: str, tmp_path: Path) -> None:
     assert fetch(f"{site}/file", tmp_path / "file") == "text/plain"
     assert (tmp_path / "file").read_bytes() == b"ten bytes."
+
+
+def test_an_address_in_any_letters_is_asked_as_browsers_ask_it(site: str, tmp_path: Path) -> None:
+    fetch(f"{site}/ä b/%2F+?q=ü&X-Amz-Signature=a%2Fb%3D", tmp_path / "file")
+    assert Site.asked == ["/%C3%A4%20b/%2F+?q=%C3%BC&X-Amz-Signature=a%2Fb%3D"]
+
+
+def test_a_server_that_sends_a_byte_now_and_then_is_given_up(
+    site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outside, "FETCH_SECONDS", 0.5)
+    with pytest.raises(ValueError, match=r"public\.test sent no whole file in"):
+        fetch(f"{site}/slow", tmp_path / "file")
 
 
 def test_a_name_that_means_a_private_address_is_not_asked(site: str, tmp_path: Path) -> None:

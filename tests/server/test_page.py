@@ -192,6 +192,14 @@ def test_nothing_of_an_account_is_shown_to_another(
         assert other.get("/export", params={"tag": "winter"}).status_code == 404
 
 
+def test_a_drawing_is_shown_anew_when_something_is_new_about_it(
+    browser: httpx.Client, drawing: "replicate.prediction.Prediction"
+) -> None:
+    """A screen reader reads out what is put in."""
+    assert browser.get(f"/run/{drawing.id}/now?seen=succeeded").status_code == 204
+    assert "/picture/" in browser.get(f"/run/{drawing.id}/now?seen=processing").text
+
+
 def test_tags_are_listed_searched_changed_and_exported(
     http: httpx.Client, browser: httpx.Client, drawing: "replicate.prediction.Prediction"
 ) -> None:

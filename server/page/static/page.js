@@ -13,18 +13,29 @@ document.addEventListener("submit", (event) => {
   else if (event.target.id === "training") document.getElementById("start").disabled = true;
 });
 
-// The log stays at its end while it grows, unless somebody has scrolled up in it.
+// The log stays at its end while it grows, or where somebody has scrolled to, and closed where it was closed.
 let atEnd = true;
-const logAtEnd = () => {
-  const log = document.querySelector(".log");
-  if (log && atEnd) log.scrollTop = log.scrollHeight;
+let place = 0;
+let open = true;
+const keepLog = () => {
+  const log = document.getElementById("log");
+  if (!log) return;
+  document.getElementById("log-part").open = open;
+  log.scrollTop = atEnd ? log.scrollHeight : place;
 };
 document.addEventListener("htmx:beforeSwap", () => {
-  const log = document.querySelector(".log");
-  atEnd = !log || log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+  const log = document.getElementById("log");
+  if (!log) return;
+  open = document.getElementById("log-part").open;
+  if (!open) return; // a closed one has no place
+  place = log.scrollTop;
+  atEnd = log.scrollHeight - place - log.clientHeight < 40;
 });
-document.addEventListener("htmx:afterSettle", logAtEnd);
-logAtEnd();
+document.addEventListener("htmx:afterSettle", keepLog);
+keepLog();
+
+for (const time of document.querySelectorAll("time[datetime]"))
+  time.textContent = new Date(time.dateTime).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
 
 const drop = document.getElementById("drop");
 if (drop) {
