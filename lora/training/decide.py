@@ -156,7 +156,7 @@ def half_above(lora_type: str, resolutions: Sequence[int]) -> tuple[int, str]:
     if len(sides) < 2:
         return 0, "there is one resolution"
     if lora_type != "subject":
-        return 0, "a style lost by it on the toy base, with one seed of two (docs/speed.md)"
+        return 0, "a style lost by it on the toy base, with one seed of two (docs/experiments.md)"
     return sides[-2] * sides[-1] // 256, "it takes most of the time; on the toy base a subject lost nothing measurable"
 
 
