@@ -227,7 +227,7 @@ class Predictor(BasePredictor):
             tokens = min(self.base.t5_tokens, schnell.TOKENS) if model == "schnell" else self.base.t5_tokens
             self.warn(prompt, tokens, wanted, loras)
             if go_fast:
-                print("go_fast: no faster way to draw was measured here, so this is drawn as ever")
+                print("go_fast changes nothing: no faster way to draw is offered")
             usual = schnell.STEPS if model == "schnell" else generate.STEPS
             steps = usual if num_inference_steps is None else int(num_inference_steps)
             scale = guidance_scale if guidance is None else guidance
@@ -298,7 +298,7 @@ class Predictor(BasePredictor):
         called, *others = given
         for name in others:
             if given[name] != given[called]:
-                print(f"warning: {name} counts for nothing, for {called} is given too")
+                print(f"warning: {name} is ignored, because {called} is given too")
         return [(called, given[called], scale)]
 
     def put_on(
@@ -378,7 +378,7 @@ class Predictor(BasePredictor):
         if picture is not None:
             return canvas.over(picture, side)
         if aspect_ratio != "custom" and (width is not None or height is not None):
-            print(f"width and height count for nothing with aspect_ratio {aspect_ratio}; with custom they would")
+            print(f"width and height are ignored with aspect_ratio {aspect_ratio}; set it to custom to use them")
         return canvas.blank(aspect_ratio, width, height, side)
 
 

@@ -243,8 +243,8 @@ def parse_preservation(text: str) -> str | float:
         ratio = -1.0
     if not 0 <= ratio <= 100:
         raise ValueError(
-            f"preservation: {text[:40]!r} is neither off, light nor firm, nor a number from 0 to 100 (how long its"
-            " gradient is beside the pictures'); leave it empty for what suits the type"
+            f"preservation: {text[:40]!r} is neither off, light nor firm, nor a number from 0 to 100 (the"
+            " norm of its gradient relative to that of the pictures); leave it empty for what suits the type"
         )
     return ratio
 

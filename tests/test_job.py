@@ -253,7 +253,7 @@ def test_previews_of_a_subject_are_looked_at_by_eye_where_there_is_one(
 ) -> None:
     lines: list[str] = []
     _run(archive, tmp_path / "out", lines.append, eye=str(tiny_dino.write(tmp_path / "dino")))
-    assert any(line.startswith("likeness by eye: dino") for line in lines)
+    assert any(line.startswith("likeness: dino") for line in lines)
     lines.clear()
     _run(archive, tmp_path / "out", lines.append, lora_type="style", eye="/no/such/eye")
     assert not any("likeness" in line for line in lines)

@@ -89,7 +89,7 @@ class Keeper:
             with disk.writing(self.file), open(part, "wb", opener=_private) as stream:
                 torch.save({"format": FORMAT, "name": self.file.name, **self._job, "training": training}, stream)
             os.replace(part, self.file)
-            self._log(f"state after step {step} saved: the same request would go on from there")
+            self._log(f"state after step {step} saved: the same request would continue from there")
         except OSError as error:
             self._log(f"the state after step {step} could not be saved: {error}")
             part.unlink(missing_ok=True)

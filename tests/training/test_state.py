@@ -85,7 +85,7 @@ def test_a_training_interrupted_at_any_step_ends_with_the_same_bytes(archive: Pa
         lines: list[str] = []
         with pytest.raises(KeyboardInterrupt):
             _run(archive, tmp_path / "out", states, _interrupting(at, lines))
-        assert f"state after step {at} saved: the same request would go on from there" in lines
+        assert f"state after step {at} saved: the same request would continue from there" in lines
         [kept] = states.iterdir()
         assert kept.stat().st_mode & 0o777 == 0o600
         lines.clear()
@@ -123,7 +123,7 @@ def test_a_training_that_has_learned_enough_says_so_though_it_was_interrupted(
     tar = _run(archive, tmp_path / "out", tmp_path / "states", lines.append, training_steps=None)
     assert [line for line in lines if "learned enough" in line] == [
         "learned enough at step 6 of 10: the gain with the trigger word is 0.87 and has risen by 0.00 in the last two"
-        " looks; training_steps=6 would probably do"
+        " evaluations; training_steps=6 would probably be enough"
     ]
     with tarfile.open(tar) as opened:
         written = opened.extractfile("request.json")
