@@ -241,8 +241,8 @@ def _told_of_folders(photos: Sequence[Photo]) -> list[str]:
     else:
         repeats = next(iter(folders.values())).repeats
         lines.append(
-            f"repeats by folders' names are {repeats} for every picture, which changes nothing: how long is trained is"
-            " training_steps"
+            f"repeats by folders' names are {repeats} for every picture, which changes nothing: training_steps sets"
+            " how long is trained"
         )
     return lines
 
