@@ -37,7 +37,7 @@ def share_out(photos: Sequence[Photo], words: Sequence[str]) -> tuple[list[Photo
         faults += [f"pictures lie in folders of other names: {some(sorted(lost))}"] if lost else []
         raise ValueError(
             f"input_images: trigger_word has {len(words)} words, {some(words)}, and each picture must lie in a folder"
-            f" called as one of them, but {' and '.join(faults)}; rename the folders, or give one trigger_word"
+            f" named after one of them, but {' and '.join(faults)}; rename the folders, or give one trigger_word"
         )
     nouns = {word: {photo.class_noun for photo in found if photo.word == word} for word in words}
     told = ", ".join(f"{word} {count[word]}" for word in words)
