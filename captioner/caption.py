@@ -137,8 +137,8 @@ def whether_to_ask(model: str, device: str, *, captioning: str, missing: int, of
     if device == "cpu" and not is_at_hand(model):
         return False, (
             f"{missing} of {of} pictures have no caption, and without a GPU the captioning model {model} is not "
-            f"downloaded, so they get a template{' and the others keep yours' if missing < of else ''}. For better ones "
-            "put a .txt beside each picture, or set CAPTIONER to a folder with a Qwen3-VL-Instruct model"
+            f"downloaded, so they get a template{' and the others keep yours' if missing < of else ''}. For better "
+            "ones put a .txt beside each picture, or set CAPTIONER to a folder with a Qwen3-VL-Instruct model"
         )
     if captioning == "all":
         return True, f"captioning is all; loading {model} on {device} to write new ones for all {of} pictures"
