@@ -224,7 +224,7 @@ def _answers(
             if answers is None:  # behind the except, which keeps the tensors of the failed call alive
                 torch.cuda.empty_cache()
                 batch_size = -(-len(batch) // 2)
-                log(f"out of memory, going on with {batch_size} pictures at once")
+                log(f"out of memory, continuing with {batch_size} pictures at once")
                 continue
             yield from zip(batch, answers, strict=True)
             done += len(batch)

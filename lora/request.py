@@ -168,7 +168,7 @@ class TrainRequest:
             faults.append("training_steps: 0 only packs the LoRA of resume_from, which is empty; give 1 step or more")
         if self.resume_from and self.finetune_type == "full":
             faults.append(
-                "finetune_type: full begins at the base and cannot go on from the LoRA of resume_from; give one of the"
+                "finetune_type: full starts from the base and cannot continue the LoRA of resume_from; give one of the"
                 " two alone"
             )
         if self.resume_from:

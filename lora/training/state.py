@@ -66,10 +66,10 @@ class Keeper:
             return None
         if found["settings"] != settings:
             self._log(
-                "the interrupted training had other settings (another version, or number of GPUs): it begins anew"
+                "the interrupted training had other settings (another version, or number of GPUs), so this one starts from the beginning"
             )
             return None
-        self._log(f"an interrupted training of this request goes on after step {found['step']}")
+        self._log(f"an interrupted training of this request continues after step {found['step']}")
         return found["state"]
 
     def due(self, looked: bool, alone: bool) -> bool:
@@ -145,7 +145,7 @@ class Keeper:
             return found
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
             reason = str(error).partition("\n")[0][:120]
-            self._log(f"the state of an interrupted training is there and cannot be read, so it begins anew: {reason}")
+            self._log(f"the state of an interrupted training cannot be read, so this one starts anew: {reason}")
             return {}
 
 

@@ -513,8 +513,8 @@ def test_half_the_pictures_are_asked_about_where_memory_runs_out(
     captions, _ = caption_pictures(captioner, paths, known, read=read, batch_size=6, log=log.append)
     assert {caption.text for caption in captions.values()} == {"TOK dog runs on sand."}
     assert [line for line in log if "out of memory" in line] == [
-        "captions: out of memory, going on with 3 pictures at once",
-        "captions: out of memory, going on with 2 pictures at once",
+        "captions: out of memory, continuing with 3 pictures at once",
+        "captions: out of memory, continuing with 2 pictures at once",
     ]
 
 
@@ -611,7 +611,7 @@ def test_the_check_goes_by_pixels_where_no_model_is_at_hand(
     monkeypatch.setenv("CAPTIONER", "/no/such/model")
     assert command.main(["--check", str(set_of_files)]) == 0
     told = capsys.readouterr().out
-    assert "looked at by pixels alone" in told
+    assert "checked by pixels alone" in told
     assert "look alike" in told
     assert command.main(["--check", str(set_of_files), "-o", "x"]) == 2
 
