@@ -222,7 +222,9 @@ def test_secrets_do_not_show_themselves() -> None:
 def test_a_full_fine_tuning_cannot_go_on_from_a_lora_and_every_fault_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"")
     a_request(tmp_path / "a.zip", finetune_type="full", layers_to_optimize_regex="proj_out").check()
-    with pytest.raises(ValueError, match=r"(?s)resolution.*finetune_type: full starts from the base and cannot continue"):
+    with pytest.raises(
+        ValueError, match=r"(?s)resolution.*finetune_type: full starts from the base and cannot continue"
+    ):
         a_request(tmp_path / "a.zip", finetune_type="full", resume_from="me/lora", resolution="7").check()
     with pytest.raises(ValueError, match="finetune_type: 'half' is not one of lora, full"):
         a_request(tmp_path / "a.zip", finetune_type="half").check()
