@@ -64,7 +64,7 @@ def fault(trigger_word: str) -> str | None:
     for word in several:
         for other in several:
             if word is not other and re.search(rf"(?<!\w){re.escape(word)}(?!\w)", other, re.IGNORECASE):
-                return f"{word!r} stands in {other!r}, so captions cannot tell the two apart; give other words"
+                return f"{word!r} is part of {other!r}, so captions cannot tell the two apart; give other words"
     return None
 
 

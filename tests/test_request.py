@@ -137,8 +137,8 @@ def test_the_names_for_wandb_without_its_key_are_a_warning(tmp_path: Path) -> No
         ("TO\nK", r"holds a line break or control character"),
         ("ANNA,, BOB", r"'ANNA,, BOB' has nothing between two commas"),
         ("ANNA, a photo of my dog", r"of the 2 words between commas 'a photo of my dog' is a sentence of 5 words"),
-        ("ANNA, anna", r"'ANNA' stands in 'anna', so captions cannot tell the two apart"),
-        ("dog, my dog", r"'dog' stands in 'my dog'"),
+        ("ANNA, anna", r"'ANNA' is part of 'anna', so captions cannot tell the two apart"),
+        ("dog, my dog", r"'dog' is part of 'my dog'"),
         ('ANNA, "BOB"', r"'\"BOB\"' has quotes or commas around it or in it; give 'BOB'"),
     ],
 )

@@ -24,7 +24,7 @@ def share_out(photos: Sequence[Photo], words: Sequence[str]) -> tuple[list[Photo
     """
     if len(words) == 1:
         named = sorted({f"{photo.word} {photo.class_noun or ''}".strip() for photo in photos if photo.word})
-        told = f"words in folders' names, not used in captions, where trigger_word stands: {some(named)}"
+        told = f"words in folders' names are not used, because trigger_word is: {some(named)}"
         return [dataclasses.replace(photo, word=words[0], class_noun=None) for photo in photos], [told] * bool(named)
     found = [
         dataclasses.replace(photo, word=word, class_noun=noun) for photo in photos for word, noun in [_of(photo, words)]
