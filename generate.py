@@ -76,76 +76,76 @@ class Predictor(BasePredictor):
     def predict(
         self,
         prompt: str = Input(
-            description="What to draw. Write the trigger word of the training to call up what was learned.",
+            description="What to draw. Write the trigger word of the LoRA exactly as in its training.",
         ),
         image: Optional[Path] = Input(
             default=None,
-            description="A picture to start from, or with mask to redraw a part of. The drawing has its aspect ratio, and aspect_ratio, width and height are ignored.",
+            description="A picture to start from, or, with mask, a picture to redraw a part of. The result has its aspect ratio; aspect_ratio, width and height are ignored.",
         ),
         mask: Optional[Path] = Input(
             default=None,
-            description="A picture of the same shape as image: what is white is drawn anew, what is black stays exactly as it is in image.",
+            description="A picture of the same shape as image: what is white is redrawn, what is black stays exactly as it is in image.",
         ),
         prompt_strength: float = Input(
             default=0.8,
-            description="How far to go from the picture: 1 leaves nothing of it.",
+            description="How far the result may move away from image. 1: nothing of image is left.",
             ge=0,
             le=1,
         ),
         aspect_ratio: str = Input(
             default="1:1",
-            description="Width to height. With custom, width and height are used.",
+            description="Width to height. custom: width and height are used.",
             choices=["1:1", "16:9", "21:9", "3:2", "2:3", "4:5", "5:4", "3:4", "4:3", "9:16", "9:21", "custom"],
         ),
         width: Optional[int] = Input(
             default=None,
-            description="Width in pixels, rounded to a multiple of 16. It is used only where aspect_ratio is custom.",
+            description="Width in pixels, rounded to a multiple of 16. Used only with aspect_ratio custom.",
             ge=64,
             le=2048,
         ),
         height: Optional[int] = Input(
             default=None,
-            description="Height in pixels, rounded to a multiple of 16. It is used only where aspect_ratio is custom.",
+            description="Height in pixels, rounded to a multiple of 16. Used only with aspect_ratio custom.",
             ge=64,
             le=2048,
         ),
         megapixels: str = Input(
             default="1",
-            description="Size of the drawing: 1 is what the base draws best (FLUX.1: a megapixel), 0.25 a fourth of its pixels, which is several times faster.",
+            description="Size of the picture. 1: what the base draws best (a megapixel with FLUX.1). 0.25: a quarter of its pixels, several times faster.",
             choices=["1", "0.25"],
         ),
         model: str = Input(
             default="dev",
-            description="dev draws in about 28 steps, schnell in 4, where its weights are installed. It sets the steps where num_inference_steps is empty.",
+            description="dev draws in 28 steps. schnell draws in 4, where its weights are installed. num_inference_steps overrides the number.",
             choices=["dev", "schnell"],
         ),
         num_outputs: int = Input(
             default=1,
-            description="Number of pictures, each with the seed after the one before.",
+            description="Number of pictures. Each has the seed after the one before.",
             ge=1,
             le=4,
         ),
         num_inference_steps: Optional[int] = Input(
             default=None,
-            description="Steps of the drawing: more show more detail and take longer. Leave it empty for 28 with dev and 4 with schnell.",
+            description="Number of drawing steps. More steps show more detail and take longer. Empty: 28 with dev, 4 with schnell.",
             ge=1,
             le=50,
         ),
         guidance_scale: float = Input(
             default=3.0,
-            description="How closely to follow the prompt. 2 to 3.5 look natural. schnell has no guidance.",
+            description="How closely to follow the prompt. 2 to 3.5 look natural. schnell ignores it.",
             ge=0,
             le=10,
         ),
         guidance: Optional[float] = Input(
             default=None,
-            description="Another name of guidance_scale, as flux-dev-lora calls it. It counts where it is given.",
+            description="Another name of guidance_scale, as in flux-dev-lora. If given, it wins.",
             ge=0,
             le=10,
         ),
         seed: Optional[int] = Input(
             default=None,
-            description="The same seed and inputs give the same picture. Leave it empty, or give -1, for a random one, which the log tells.",
+            description="The same seed and inputs give the same picture. Empty or -1: a random seed, which the log shows.",
             ge=-1,
             le=4294967295,
         ),
@@ -156,7 +156,7 @@ class Predictor(BasePredictor):
         ),
         output_quality: int = Input(
             default=80,
-            description="Quality of webp and jpg, 100 is the best.",
+            description="Quality of webp and jpg, from 0 to 100 (the best).",
             ge=0,
             le=100,
         ),
@@ -166,19 +166,19 @@ class Predictor(BasePredictor):
         ),
         go_fast: bool = Input(
             default=False,
-            description="Taken so that calls need no change. No faster way to draw is offered, so the picture is the same.",
+            description="Accepted for compatibility. No faster way to draw is offered, so the picture is the same.",
         ),
         disable_safety_checker: bool = Input(
             default=False,
-            description="Hand out pictures without looking at them first.",
+            description="Return pictures without checking them.",
         ),
         lora_weights: Optional[str] = Input(
             default=None,
-            description="The LoRA to draw with, in place of this model's own: the address or path of a trainer's tar or of a safetensors, or a Hugging Face id (owner/name, owner/name/file.safetensors).",
+            description="The LoRA to draw with, instead of this model's own: the address or path of a trainer's tar or of a safetensors file, or a Hugging Face id (owner/name, owner/name/file.safetensors).",
         ),
         lora_scale: float = Input(
             default=1.0,
-            description="How strongly to apply it. 0 leaves it out.",
+            description="How strongly to apply the LoRA. 0 leaves it out.",
             ge=-1,
             le=3,
         ),
@@ -188,7 +188,7 @@ class Predictor(BasePredictor):
         ),
         extra_lora_scale: float = Input(
             default=1.0,
-            description="How strongly to apply the second.",
+            description="How strongly to apply the second LoRA.",
             ge=-1,
             le=3,
         ),
@@ -202,7 +202,7 @@ class Predictor(BasePredictor):
         ),
         finetune_strength: Optional[float] = Input(
             default=None,
-            description="Another name of lora_scale, as Black Forest Labs call it. It counts where it is given.",
+            description="Another name of lora_scale, as Black Forest Labs call it. If given, it wins.",
             ge=-1,
             le=3,
         ),
@@ -227,7 +227,7 @@ class Predictor(BasePredictor):
             tokens = min(self.base.t5_tokens, schnell.TOKENS) if model == "schnell" else self.base.t5_tokens
             self.warn(prompt, tokens, wanted, loras)
             if go_fast:
-                print("go_fast: no faster way to draw was measured here, so this is drawn as ever")
+                print("go_fast changes nothing: no faster way to draw is offered")
             usual = schnell.STEPS if model == "schnell" else generate.STEPS
             steps = usual if num_inference_steps is None else int(num_inference_steps)
             scale = guidance_scale if guidance is None else guidance
@@ -298,7 +298,7 @@ class Predictor(BasePredictor):
         called, *others = given
         for name in others:
             if given[name] != given[called]:
-                print(f"warning: {name} counts for nothing, for {called} is given too")
+                print(f"warning: {name} is ignored, because {called} is given too")
         return [(called, given[called], scale)]
 
     def put_on(
@@ -378,7 +378,7 @@ class Predictor(BasePredictor):
         if picture is not None:
             return canvas.over(picture, side)
         if aspect_ratio != "custom" and (width is not None or height is not None):
-            print(f"width and height count for nothing with aspect_ratio {aspect_ratio}; with custom they would")
+            print(f"width and height are ignored with aspect_ratio {aspect_ratio}; set it to custom to use them")
         return canvas.blank(aspect_ratio, width, height, side)
 
 

@@ -1,4 +1,4 @@
-"""What a recorded pass keeps of a GPU's memory beside its tensors, which `lora.flux.hardware.RECORDING` reckons with.
+"""What a recorded pass keeps of a GPU's memory beside its tensors, which `lora.flux.hardware.RECORDING` plans with.
 
 `script/bench recordings`, on a GPU: FLUX.1-dev's transformer at full size with random weights records the passes of
 more and more sizes. What the driver holds is what the GPU has in use less what torch's allocator has. `--toy`, on a

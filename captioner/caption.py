@@ -131,18 +131,18 @@ def locate(
 def whether_to_ask(model: str, device: str, *, captioning: str, missing: int, of: int) -> tuple[bool, str]:
     """Whether the model is loaded for `of` pictures, of which `missing` have no caption, and why, for the log."""
     if not missing and captioning != "all":
-        return False, f"all {of} pictures have yours; the captioning model is not loaded"
+        return False, f"all {of} pictures have a caption of yours; the captioning model is not loaded"
     if captioning == "disabled":
-        return False, f"{missing} of {of} pictures have none and captioning is disabled, so they get a template"
+        return False, f"{missing} of {of} pictures have no caption and captioning is disabled, so they get a template"
     if device == "cpu" and not is_at_hand(model):
         return False, (
-            f"{missing} of {of} pictures have none, and without a GPU the captioning model {model} is not downloaded, "
-            f"so they get a template{' and the others keep yours' if missing < of else ''}. For better ones put a .txt "
-            "beside each picture, or set CAPTIONER to a folder with a Qwen3-VL-Instruct model"
+            f"{missing} of {of} pictures have no caption, and without a GPU the captioning model {model} is not "
+            f"downloaded, so they get a template{' and the others keep yours' if missing < of else ''}. For better "
+            "ones put a .txt beside each picture, or set CAPTIONER to a folder with a Qwen3-VL-Instruct model"
         )
     if captioning == "all":
         return True, f"captioning is all; loading {model} on {device} to write new ones for all {of} pictures"
-    return True, f"{missing} of {of} pictures have none; loading {model} on {device} to write them"
+    return True, f"{missing} of {of} pictures have no caption; loading {model} on {device} to write them"
 
 
 def caption_pictures(
@@ -191,10 +191,12 @@ def caption_pictures(
     for name, answer in ask(list(reasons), questions.plainer_question(rules), begin, "captions written again"):
         made = text.from_model(questions.continued(opening, answer), rules)
         if isinstance(made, Rejected):
-            note = f"no caption in two answers: {reasons[name]}; {made.reason}"
+            note = f"both answers were rejected: {reasons[name]}; {made.reason}"
             captions[name] = text.from_template(rules, note)
         else:
-            captions[name] = Caption(text=made, source="retried", note=f"the first answer was none: {reasons[name]}")
+            captions[name] = Caption(
+                text=made, source="retried", note=f"the first answer was rejected: {reasons[name]}"
+            )
     return captions, rules.class_noun
 
 
@@ -222,7 +224,7 @@ def _answers(
             if answers is None:  # behind the except, which keeps the tensors of the failed call alive
                 torch.cuda.empty_cache()
                 batch_size = -(-len(batch) // 2)
-                log(f"out of memory, going on with {batch_size} pictures at once")
+                log(f"out of memory, continuing with {batch_size} pictures at once")
                 continue
             yield from zip(batch, answers, strict=True)
             done += len(batch)

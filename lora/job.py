@@ -214,7 +214,7 @@ def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
         unseen = [example for example in repeated if examine.photo_of(example) in held_out]
         if held_out:
             until = f"{settings.late_from:.0%} of the steps"
-            log(f"held out until {until} are over, to see how new pictures are explained: {', '.join(held_out)}")
+            log(f"held out for the first {until}, to test the LoRA on pictures it has not seen: {', '.join(held_out)}")
     with desk.stage("encoding prompts"):
         together = " and ".join(captioned.subjects)
         own = [text.fill_in(prompt, together) for prompt in parse_prompts(request.preview_prompts)]
@@ -233,7 +233,7 @@ def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
         tokens, why_tokens = encode.text_length(counted.values(), flux.t5_tokens)
         log(f"text: {tokens} tokens, {why_tokens}")
         for prompt in (prompt for prompt in counted if counted[prompt] > tokens and prompt in {*spoken, *asked}):
-            log(f"{WARNING}the base reads {tokens} tokens, so the end is lost of: {prompt}")
+            log(f"{WARNING}the base reads {tokens} tokens, so the end of this prompt is lost: {prompt}")
         texts = encode.encode_texts(flux, decided.plan, counted, tokens)
         if alike := examine.confusable(questions, texts):
             log(

@@ -168,7 +168,7 @@ class TrainRequest:
             faults.append("training_steps: 0 only packs the LoRA of resume_from, which is empty; give 1 step or more")
         if self.resume_from and self.finetune_type == "full":
             faults.append(
-                "finetune_type: full begins at the base and cannot go on from the LoRA of resume_from; give one of the"
+                "finetune_type: full starts from the base and cannot continue the LoRA of resume_from; give one of the"
                 " two alone"
             )
         if self.resume_from:
@@ -243,8 +243,8 @@ def parse_preservation(text: str) -> str | float:
         ratio = -1.0
     if not 0 <= ratio <= 100:
         raise ValueError(
-            f"preservation: {text[:40]!r} is neither off, light nor firm, nor a number from 0 to 100 (how long its"
-            " gradient is beside the pictures'); leave it empty for what suits the type"
+            f"preservation: {text[:40]!r} is neither off, light nor firm, nor a number from 0 to 100 (the"
+            " norm of its gradient relative to that of the pictures); leave it empty for what suits the type"
         )
     return ratio
 

@@ -64,7 +64,7 @@ def fault(trigger_word: str) -> str | None:
     for word in several:
         for other in several:
             if word is not other and re.search(rf"(?<!\w){re.escape(word)}(?!\w)", other, re.IGNORECASE):
-                return f"{word!r} stands in {other!r}, so captions cannot tell the two apart; give other words"
+                return f"{word!r} is part of {other!r}, so captions cannot tell the two apart; give other words"
     return None
 
 
@@ -85,8 +85,8 @@ def _fault(word: str) -> str | None:
     count = len(word.split())
     if count > MOST_WORDS or (count > 2 and word[-1] in ".!?"):
         return (
-            f"{shown} is a sentence of {count} words, which prompts hold without meaning it; give one word that means"
-            " nothing yet, such as TOK, and write sentences into the captions"
+            f"{shown} is a sentence of {count} words; give one word that means nothing yet, such as TOK, and write"
+            " sentences into the captions"
         )
     return None
 

@@ -49,8 +49,8 @@ def download(url: str, path: Path, most: int) -> None:
 def _advice(status: int) -> str:
     if status in (401, 403):
         return (
-            "it asks for a login; add your token to the address (?token=…, as Civitai takes it), sign the address anew"
-            " where it was signed, or give one that opens without"
+            "it asks for a login; add your token to the address (?token=…, as Civitai takes it), sign the address again"
+            " if it was signed, or give one that opens without"
         )
     return "check the address" if status < 500 else "try again later"
 

@@ -137,7 +137,7 @@ def check(source: Path, rules: Rules, model: str | None) -> None:
     warnings = list(pictures.warnings)
     asked = _at_hand(model)
     if asked is None:
-        print("the captioning model is not here: looked at by pixels alone (CAPTIONER names a folder with one)")
+        print("the captioning model is not here: checked by pixels alone (CAPTIONER names a folder with one)")
     else:
         warnings += _seen(pictures, rules, asked)
     for warning in warnings:

@@ -195,8 +195,8 @@ def test_every_input_that_callers_know_may_be_sent_at_once(artist: Server, train
         assert told.startswith("a TOK on a red background <lora:TOK:1.1> <lora:TOK:0.8>\nSteps: 3, ")
         assert f"Distilled CFG Scale: 3.5, Seed: {5 + number}, Size: 96x96" in told
         assert "Denoising strength: 0.9" in told
-    assert "go_fast: no faster way" in log
-    assert "warning: finetune_id counts for nothing, for lora_weights is given too" in log
+    assert "go_fast changes nothing: no faster way" in log
+    assert "warning: finetune_id is ignored, because lora_weights is given too" in log
     assert "secret" not in log
     plain = {name: value for name, value in inputs.items() if name not in ("go_fast", "finetune_id", "num_outputs")}
     [same] = _drawn(artist, **plain)
@@ -260,7 +260,7 @@ def test_sizes_formats_and_a_picture_to_start_from(artist: Server, flux: Base) -
     assert (chosen.format, chosen.size) == ("JPEG", (96, 64))
     [square], log = _answer(artist, width=100, height=64)
     assert square.size == (flux.native, flux.native)
-    assert "width and height count for nothing with aspect_ratio 1:1" in log
+    assert "width and height are ignored with aspect_ratio 1:1" in log
     start = Image.new("RGB", (300, 150), world.COLOURS["blue"])
     assert "ValueError: image: " in _refused(artist, image=_uri(start)[:-100])
     assert "mask: there is no image that it belongs to" in _refused(artist, mask=_uri(start))

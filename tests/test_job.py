@@ -194,7 +194,7 @@ def test_a_mask_in_the_archive_weighs_its_picture_and_the_others_train_as_they_a
     def losses(name: str) -> list[str]:
         lines: list[str] = []
         _run(tmp_path / name, tmp_path / "out", lines.append, seed=1)
-        assert ("0.png: 96x96; weighed by its mask" in lines) == ("0.png: 96x96" not in lines)
+        assert ("0.png: 96x96; weighted by its mask" in lines) == ("0.png: 96x96" not in lines)
         assert any(line.startswith("1.png: ") and "mask" not in line for line in lines)
         return [line for line in lines if "on fixed noise" in line]
 
@@ -253,7 +253,7 @@ def test_previews_of_a_subject_are_looked_at_by_eye_where_there_is_one(
 ) -> None:
     lines: list[str] = []
     _run(archive, tmp_path / "out", lines.append, eye=str(tiny_dino.write(tmp_path / "dino")))
-    assert any(line.startswith("likeness by eye: dino") for line in lines)
+    assert any(line.startswith("likeness: dino") for line in lines)
     lines.clear()
     _run(archive, tmp_path / "out", lines.append, lora_type="style", eye="/no/such/eye")
     assert not any("likeness" in line for line in lines)

@@ -137,8 +137,8 @@ def test_the_names_for_wandb_without_its_key_are_a_warning(tmp_path: Path) -> No
         ("TO\nK", r"holds a line break or control character"),
         ("ANNA,, BOB", r"'ANNA,, BOB' has nothing between two commas"),
         ("ANNA, a photo of my dog", r"of the 2 words between commas 'a photo of my dog' is a sentence of 5 words"),
-        ("ANNA, anna", r"'ANNA' stands in 'anna', so captions cannot tell the two apart"),
-        ("dog, my dog", r"'dog' stands in 'my dog'"),
+        ("ANNA, anna", r"'ANNA' is part of 'anna', so captions cannot tell the two apart"),
+        ("dog, my dog", r"'dog' is part of 'my dog'"),
         ('ANNA, "BOB"', r"'\"BOB\"' has quotes or commas around it or in it; give 'BOB'"),
     ],
 )
@@ -222,7 +222,9 @@ def test_secrets_do_not_show_themselves() -> None:
 def test_a_full_fine_tuning_cannot_go_on_from_a_lora_and_every_fault_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"")
     a_request(tmp_path / "a.zip", finetune_type="full", layers_to_optimize_regex="proj_out").check()
-    with pytest.raises(ValueError, match=r"(?s)resolution.*finetune_type: full begins at the base and cannot go on"):
+    with pytest.raises(
+        ValueError, match=r"(?s)resolution.*finetune_type: full starts from the base and cannot continue"
+    ):
         a_request(tmp_path / "a.zip", finetune_type="full", resume_from="me/lora", resolution="7").check()
     with pytest.raises(ValueError, match="finetune_type: 'half' is not one of lora, full"):
         a_request(tmp_path / "a.zip", finetune_type="half").check()

@@ -319,7 +319,7 @@ def test_a_failure_while_packing_says_what_is_gone_and_leaves_nothing(trainer, i
         ("captioning", 300, {}),
         ("encoding pictures", 300, {}),
         ("encoding prompts", 2, {"preservation": "1"}),
-        ("drawing what the base draws", 2, {"preservation": "1"}),
+        ("drawing for prior preservation", 2, {"preservation": "1"}),
         ("training", 2, {"training_steps": 5000}),
         ("previews", 2, {"preview_prompts": "\n".join(["a [trigger]", "a house", "a tree", "a car"])}),
         ("packing", 2, {}),

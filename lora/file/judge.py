@@ -57,7 +57,7 @@ def notes(lora: Weights) -> list[str]:
     if zero and effective(lora):
         found.append(f"no effect of {_count(zero, pairs)}: A or B is zero")
     if lora.text:
-        found.append(f"{len(lora.text)} layers of the CLIP text encoder; a training does not go on with them")
+        found.append(f"{len(lora.text)} layers of the CLIP text encoder; they are not trained further")
     if lora.magnitudes:
         found.append(f"a DoRA: {_count(list(lora.magnitudes), pairs)} with a magnitude")
     if lora.biases:

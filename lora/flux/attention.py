@@ -1,7 +1,7 @@
 """Attention in a training, and whether the implementation that torch takes for it can be trusted here.
 
-On Hopper torch attends by cuDNN, nearly twice as fast as FlashAttention-2 (`docs/speed.md`). Its backward pass has been
-wrong more than once: it read beyond a gradient of another layout (`lora.flux.forward`), and it gave NaN with a
+On Hopper torch attends by cuDNN, nearly twice as fast as by FlashAttention-2 (docs/speed.md). Its backward pass has
+been wrong more than once: it read beyond a gradient of another layout (`lora.flux.forward`), and it gave NaN with a
 mask (pytorch/pytorch#196678). A wrong gradient trains a wrong LoRA and says so nowhere. So before a training on a GPU
 records its passes, attention is computed once for each of its sizes by another implementation too, both ways.
 """

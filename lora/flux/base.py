@@ -252,7 +252,7 @@ def _from_the_hub(name: str, fetch: Callable[[], str]) -> Path:
 def _check_size_for_a_cpu(name: str, parameters: int) -> None:
     if parameters > MOST_ON_A_CPU:
         raise ValueError(
-            f"FLUX_BASE: {name} has {parameters / 1e9:.0f} billion weights, and there is no GPU to be seen here: give"
+            f"FLUX_BASE: {name} has {parameters / 1e9:.0f} billion weights, and no GPU is visible here: give"
             " the container or the machine its NVIDIA GPU and driver, or leave FLUX_BASE empty for the toy base"
         )
 

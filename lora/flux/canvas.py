@@ -73,7 +73,7 @@ def within(picture: Image.Image, mask: Image.Image, side: int) -> Canvas:
     if abs(mask.width / mask.height / (picture.width / picture.height) - 1) > SHAPES_ALIKE:
         raise ValueError(
             f"mask: it is {mask.width}x{mask.height} and image is {picture.width}x{picture.height}: give a mask of the"
-            " same shape, white where the picture is to be drawn anew and black elsewhere"
+            " same shape, white where the picture is to be redrawn and black elsewhere"
         )
     if max(picture.size) > LARGEST:
         picture = picture.copy()

@@ -111,7 +111,7 @@ def text_length(counts: Iterable[int], limit: int) -> tuple[int, str]:
     most = max(counts, default=0)
     fitting = [length for length in TEXT_LENGTHS if most <= length < limit]
     if not fitting:
-        return limit, f"as the base reads; the longest prompt has {most}"
+        return limit, f"all that the base reads; the longest prompt has {most}"
     return fitting[0], f"the longest prompt has {most}; the base reads {limit}, but padding takes time in every step"
 
 

@@ -56,16 +56,16 @@ def find(name: str | None, device: str) -> tuple[Eye | None, str]:
     loaded is none either: a training has ended by then, and is worth more.
     """
     if name is not None and name.strip().lower() in ("", "none"):
-        return None, "likeness by eye: left out, as EYE says"
+        return None, "likeness: left out, as EYE says"
     if name is None and device == "cpu":
-        return None, f"likeness by eye: left out without a GPU; EYE names a folder with a model such as {USUAL}"
+        return None, f"likeness: left out without a GPU; EYE names a folder with a model such as {USUAL}"
     try:
         eye = wait.interruptibly(lambda: Eye(name or USUAL, device))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, HFValidationError, HTTPError) as error:
         told = str(error).strip().partition("\n")[0][:200]
         shown = name if name and not Path(name).is_dir() else Path(name or USUAL).name
-        return None, f"likeness by eye: left out, for EYE, {shown[:100]!r}, cannot be loaded ({told})"
-    return eye, f"likeness by eye: {eye.name if name is None else Path(eye.name).name}"
+        return None, f"likeness: left out, for EYE, {shown[:100]!r}, cannot be loaded ({told})"
+    return eye, f"likeness: {eye.name if name is None else Path(eye.name).name}"
 
 
 def likeness(own: Tensor, base: Tensor, drawn: Tensor) -> float | None:

@@ -197,7 +197,7 @@ def _masks(pictures: Sequence[str], notes: list[str], faults: list[str]) -> tupl
     if lost:
         notes.append(f"masks without their picture, left out: {some(lost)}")
     if taken:
-        notes.append(f"called like a mask, but of no picture here, so trained as a picture: {some(taken)}")
+        notes.append(f"named like a mask, but no picture has its name, so trained as a picture: {some(taken)}")
     return sorted({*pictures} - {*found.values()} - {*lost}), found
 
 
@@ -235,14 +235,12 @@ def _told_of_folders(photos: Sequence[Photo]) -> list[str]:
     if len(set(often.values())) > 1:
         shares = sorted({(posixpath.dirname(photo.name), often[photo.name]) for photo in photos})
         told = ", ".join(f"{captions.shown(folder)} {times}" for folder, times in shares[:20])
-        lines.append(
-            f"repeats by folders' names, as kohya's scripts have them: pictures are trained in the ratio {told}"
-        )
+        lines.append(f"repeats by folders' names, as in kohya's scripts: pictures are trained in the ratio {told}")
     else:
         repeats = next(iter(folders.values())).repeats
         lines.append(
-            f"repeats by folders' names are {repeats} for every picture, which changes nothing: how long is trained is"
-            " training_steps"
+            f"repeats by folders' names are {repeats} for every picture, which changes nothing: training_steps sets"
+            " how long is trained"
         )
     return lines
 

@@ -24,7 +24,7 @@ def share_out(photos: Sequence[Photo], words: Sequence[str]) -> tuple[list[Photo
     """
     if len(words) == 1:
         named = sorted({f"{photo.word} {photo.class_noun or ''}".strip() for photo in photos if photo.word})
-        told = f"words in folders' names, not used in captions, where trigger_word stands: {some(named)}"
+        told = f"words in folders' names are not used, because trigger_word is: {some(named)}"
         return [dataclasses.replace(photo, word=words[0], class_noun=None) for photo in photos], [told] * bool(named)
     found = [
         dataclasses.replace(photo, word=word, class_noun=noun) for photo in photos for word, noun in [_of(photo, words)]
@@ -37,7 +37,7 @@ def share_out(photos: Sequence[Photo], words: Sequence[str]) -> tuple[list[Photo
         faults += [f"pictures lie in folders of other names: {some(sorted(lost))}"] if lost else []
         raise ValueError(
             f"input_images: trigger_word has {len(words)} words, {some(words)}, and each picture must lie in a folder"
-            f" called as one of them, but {' and '.join(faults)}; rename the folders, or give one trigger_word"
+            f" named after one of them, but {' and '.join(faults)}; rename the folders, or give one trigger_word"
         )
     nouns = {word: {photo.class_noun for photo in found if photo.word == word} for word in words}
     told = ", ".join(f"{word} {count[word]}" for word in words)

@@ -112,7 +112,7 @@ def report(looks: Sequence[Look], resolutions: Sequence[int], merged: buckets.Me
         lines.append(f"animated, and only the first frame that is not blank is used: {_some(moving)}")
     for group in _alike(looks):
         lines.append(
-            f"{_some([repr(look.name) for look in group])} look alike, and count as often as they come: keep one"
+            f"{_some([repr(look.name) for look in group])} look alike, so they count more than the others: keep one"
         )
     small, tiny, cropped = [], [], []
     for look in looks:
@@ -129,7 +129,7 @@ def report(looks: Sequence[Look], resolutions: Sequence[int], merged: buckets.Me
     if small:
         lines.append(f"smaller than the smallest bucket, and enlarged to it: {_some(small)}")
     if tiny:
-        lines.append(f"enlarged by more than {ENLARGED:g}, so they teach softness, use larger ones: {_some(tiny)}")
+        lines.append(f"enlarged by more than {ENLARGED:g}, which teaches blur, use larger ones: {_some(tiny)}")
     if cropped:
         lines.append(f"of other shapes than the sizes that are trained, so only the middle is used: {_some(cropped)}")
     blurred = [repr(look.name) for look in looks if look.steepness is not None and look.steepness < BLURRED]

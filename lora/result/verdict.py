@@ -114,11 +114,11 @@ class Verdict:
         """In a few words: the weakest finding counts."""
         words = {finding.word for finding in self.findings}
         if not any(finding.name == "learned" and finding.worded for finding in self.findings):
-            return "Verdict: here only numbers, to compare trainings by; look at the previews"
+            return "Verdict: here only numbers, to compare trainings with; look at the previews"
         if any(finding.name == "learned" and finding.word != "clear" for finding in self.findings):
             return "Verdict: not learned well yet"
         if "none" in words:
-            return "Verdict: look at what is marked none before you use it"
+            return "Verdict: check what is marked none before you use it"
         return "Verdict: it worked, with a weakness" if "weak" in words else "Verdict: it worked"
 
     def lines(self) -> list[str]:
@@ -213,11 +213,11 @@ def _learned(measured: Measured, word: str, lora_type: str) -> Finding:
     says = _explains(measured, word)
     if value >= CLEAR_FROM:
         if measured.enough:
-            says += f" It had learned enough before the end: training_steps={measured.enough} would probably do."
+            says += f" It had learned enough before the end: training_steps={measured.enough} would probably be enough."
         return Finding(name="learned", value=value, says=says, advice="", worded=lora_type == "subject")
-    advice = f"The {lora_type} is not learned well: train more steps, or give more and more varied pictures."
+    advice = f"The {lora_type} is not learned well: train more steps, or give more pictures that differ."
     if gain < 0:
-        advice = "The training was too hot and broke what the base knew: lower learning_rate."
+        advice = "The learning rate was too high and damaged the base: lower learning_rate."
     return Finding(name="learned", value=value, says=says, advice=advice, worded=lora_type == "subject")
 
 
@@ -232,23 +232,23 @@ def _own_word(measured: Measured, word: str, lora_type: str, ratio: float) -> Fi
     bounds = OTHERS_UNSEEN if measured.unseen else OTHERS_TRAINED
     value = scaled(other, *bounds)
     if lora_type == "style":
-        says = f"With other words than {word} it explains {max(other, 0):.0%} of that."
+        says = f"With other words in place of {word} it removes {max(other, 0):.0%}."
         return Finding(name="own_word", value=value, says=says, advice="", worded=False)
     if gains.other is not None and (mixed := scaled(gains.other, *bounds)) < min(value, CLEAR_FROM):
         return Finding(
             name="own_word",
             value=mixed,
-            says=f"The words are mixed up: each calls what belongs to another of {word}.",
+            says=f"The trigger words are mixed up: one calls the {lora_type} of another ({word}).",
             advice="Train more steps, give pictures that differ more, or train a LoRA for each.",
         )
     if value >= CLEAR_FROM:
         return Finding(name="own_word", value=value, says=_seldom(word, lora_type), advice="")
-    which = "words near it" if gains.near - gains.far > NEARER else "other words"
+    which = "words that look like it" if gains.near - gains.far > NEARER else "other words"
     says = f"Besides {word}, {which} call the {lora_type} too."
     advice = "Train more steps, or set preservation to firm."
     if not ratio:
         advice = "The input preservation was off: leave it empty, or set it to firm."
-    elif which == "words near it":
+    elif which == "words that look like it":
         advice = "Try another trigger word, or set preservation to firm."
     return Finding(name="own_word", value=value, says=says, advice=advice)
 
@@ -258,7 +258,7 @@ def _kept(measured: Measured, ratio: float) -> list[Finding]:
     value = scaled(math.log(max(measured.drift, 1e-6)), *(math.log(bound) for bound in DRIFT))
     if value >= CLEAR_FROM:
         return []
-    says = f"It changes prompts without the trigger word too (by {measured.drift:.0%} of what the base does there)."
+    says = f"It changes prompts without the trigger word too, by {measured.drift:.0%} of what the base predicts there."
     advice = (
         "Set preservation to firm, or lower learning_rate."
         if ratio
@@ -276,9 +276,9 @@ def _new(measured: Measured, lora_type: str) -> list[Finding]:
     share = max(measured.unseen.own, 0.0) / measured.own_then
     value = scaled(share, *NEW)
     if value >= CLEAR_FROM:
-        says = "New pictures are explained nearly as well as those it trained on."
+        says = "It does nearly as well on held-out pictures as on those it trained on."
         return [Finding(name="not_memorised", value=value, says=says, advice="")]
-    says = f"New pictures are explained only {share:.0%} as well as those it trained on: it memorises them."
+    says = f"On held-out pictures it does only {share:.0%} as well as on those it trained on: it memorises these."
     advice = "Give more varied pictures, or train fewer steps."
     return [Finding(name="not_memorised", value=value, says=says, advice=advice)]
 
@@ -296,5 +296,5 @@ def _alike(measured: Measured, word: str) -> list[Finding]:
     """Only where an eye looked. No trainings were judged by it yet, so it has no bounds."""
     if measured.likeness is None:
         return []
-    says = f"Previews with {word}: 0 is what the base alone draws, 1 is how alike your own pictures look."
+    says = f"How much previews with {word} look like your pictures: 0 as the base alone, 1 as yours among each other."
     return [Finding(name="likeness", value=min(max(measured.likeness, 0.0), 1.0), says=says, advice="", worded=False)]

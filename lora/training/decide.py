@@ -93,7 +93,11 @@ def decide(
     merged = buckets.merge(pictures, resolutions)
     sizes = {bucket for size in pictures for bucket in buckets.buckets_for(*size, resolutions, merged=merged)}
     nearest = f", after merging {len(merged)} into the nearest" if merged else ""
-    over = f"; for {buckets.MOST_SIZES} some would lose over a quarter" if len(sizes) > buckets.MOST_SIZES else ""
+    over = (
+        f"; merging to {buckets.MOST_SIZES} would crop some by over a quarter"
+        if len(sizes) > buckets.MOST_SIZES
+        else ""
+    )
     log(f"picture sizes: {len(sizes)}{nearest}{over}")
     settings, reasons = _settings(request, len(pictures), flux, drawn, log)
     told = request.training_steps is None and request.lora_type == "subject"
@@ -157,7 +161,7 @@ def half_above(lora_type: str, resolutions: Sequence[int]) -> tuple[int, str]:
     if len(sides) < 2:
         return 0, "there is one resolution"
     if lora_type != "subject":
-        return 0, "a style lost by it on the toy base, with one seed of two (docs/speed.md)"
+        return 0, "a style lost by it on the toy base, with one seed of two (docs/experiments.md)"
     return sides[-2] * sides[-1] // 256, "it takes most of the time; on the toy base a subject lost nothing measurable"
 
 
@@ -209,8 +213,8 @@ def _settings(
     log(f"timesteps: logit-normal with mean {row.timestep_mean:g}{evenly}")
     if ratio:
         log(
-            f"prior preservation: its gradient {ratio:g} times as long as the pictures', {why_ratio};"
-            f" in one step of {row.prior_every}"
+            f"prior preservation: in one step of {row.prior_every}, its gradient norm {ratio:g} times that of the"
+            f" pictures, {why_ratio}"
         )
     else:
         log("prior preservation: off, as asked for; the LoRA will show in prompts without the trigger word")

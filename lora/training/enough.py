@@ -11,8 +11,8 @@ UNSEEN, TRAINED = 0.8, 0.85
 """Gain from which on it may be enough: where pictures are held out the top of the verdict's scale, where none is its
 bound of clear."""
 STILL = 0.04
-"""How much the gain may have risen in the last two looks. Toy: 10 of 14 trainings of subjects said so at 60 %; trained
-for so many steps alone they were shown in .89 of the drawings, with all steps in .88 (docs/speed.md)."""
+"""How much the gain may have risen in the last two evaluations. Toy: 10 of 14 trainings of subjects said so at 60 %;
+trained for so many steps alone they were shown in .89 of the drawings, with all steps in .88 (docs/experiments.md)."""
 
 
 def learned(glances: Sequence[Glance]) -> tuple[float, float] | None:

@@ -1,4 +1,4 @@
-"""The optimizer and the loop: a generator, so that whoever runs it decides what to do between steps."""
+"""The optimizer and the loop: a generator, so that its caller decides what to do between steps."""
 
 import dataclasses
 import functools

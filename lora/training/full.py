@@ -218,8 +218,8 @@ def looking(change: Change, watch: Watch, examination: Examination, steps: int, 
         with change.as_lora(step):
             if whole is not None:
                 log(
-                    f"{in_words(change.held[step])}; all of it explains {whole:.0%} of the pictures trained on,"
-                    f" what the LoRA holds {gain():.0%}"
+                    f"{in_words(change.held[step])}; gain on training pictures {whole:.2f} with all of the change,"
+                    f" {gain():.2f} with the LoRA"
                 )
             return watch(step)
 

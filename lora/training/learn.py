@@ -142,7 +142,7 @@ def _attempt(
             join = lent.enter_context(ranks.together(work)) if ranks else World
             transformer = _loaded(flux, plan, lent)
             world = join()
-        with stage("drawing what the base draws"):
+        with stage("drawing for prior preservation"):
             priors = _drawn(transformer, material, flux, settings, world)
             examination = _examination(transformer, material, flux, settings)
         sketcher = _sketcher(work, transformer, told.log)
@@ -339,7 +339,7 @@ def _followed(
     try:
         losses = follow(reports, steps, watch, told, before, between)
         if not checkpoints.kept:
-            raise ValueError("the training broke down: its loss is no number at the end; lower learning_rate")
+            raise ValueError("the training broke down: its loss is not a number at the end; lower learning_rate")
         return losses
     except BrokeDown as error:
         if not checkpoints.kept:

@@ -115,7 +115,7 @@ def how_many(asked: str | None, gpu: Gpu | None, log: Log, alone: str = "") -> i
     told = (asked or "").strip()
     on_a_cpu, number = told.startswith(ON_A_CPU), told.removeprefix(ON_A_CPU)
     if told and not (number.isascii() and number.isdigit() and 0 < int(number) <= 64):
-        raise ValueError(f"GPUS: {told[:40]!r} is no number of GPUs; give 1 or more, or leave it empty for all")
+        raise ValueError(f"GPUS: {told[:40]!r} is not a number of GPUs; give 1 or more, or leave it empty for all")
     if gpu is None:
         if on_a_cpu and not alone:
             log(f"GPUs: none, but {number} processes train on the CPU, as GPUS asks for")

@@ -62,7 +62,7 @@ _TOY_PRIOR: dict[str, Any] = {
 }
 """Found on the toy: half of the other words near the trigger word cost the subject nothing and halved what shows under
 them; with 32 drawings a style showed under another word three times as often as with 96. Of five rates for whole
-weights 1e-4 showed the subject most; 1000 steps no more than 300 (docs/quality.md)."""
+weights 1e-4 showed the subject most; 1000 steps no more than 300 (docs/experiments.md)."""
 _SUBJECT_KINDS = ("captions", "near", "noun", "natural")
 _STYLE_KINDS = ("captions", "near", "natural", "natural")
 
@@ -75,7 +75,7 @@ FLUX_DEV = {
         uniform_share=0.0,  # field: the same
         prior_ratio=0.5,  # toy: what a weight of 0.4 in every second step was, from the first step to the last
         prior_every=2,  # toy: more and lighter looks keep as much and teach more
-        prior_prompts=64,  # reckoned: as many passes as 96 drawings of the smallest size took
+        prior_prompts=64,  # estimated: as many passes as 96 drawings of the smallest size took
         prior_of_pictures=True,  # field: ai-toolkit's diff_output_preservation, OneTrainer#505
         prior_guidance=3.5,  # field: what people draw with; at 1 FLUX.1-dev's pictures are pale
         prior_kinds=_SUBJECT_KINDS,  # toy: near words cost the subject nothing; people: the class noun bleeds first
@@ -90,7 +90,7 @@ FLUX_DEV = {
         uniform_share=0.25,  # toy: strokes are decided at little noise
         prior_ratio=1.5,  # toy: what a weight of 0.6 was (1 at the start, 2 at the end)
         prior_every=2,  # toy
-        prior_prompts=64,  # as for a subject; twice the drawings make it two fifths more passes, reckoned
+        prior_prompts=64,  # as for a subject; twice the drawings make it two fifths more passes, estimated
         prior_of_pictures=True,  # field: as for a subject
         prior_guidance=3.5,  # field: as for a subject
         prior_kinds=_STYLE_KINDS,  # as for a subject, but a style has no class noun
@@ -179,8 +179,9 @@ def of_full(row: Recipe, width: int) -> tuple[float, tuple[int, str], str]:
 
 MOST_HEAT = 2**0.5
 """How many times the rate a larger batch may have. Toy: with eight pictures in a step twice the rate learned as much in
-an eighth of the steps and cost its own word and the base more; 1.4 times did not (docs/speed.md). Field: FLUX.1-dev's
-rate is then 5.7e-4, near Astria's 5e-4; a public two-minute recipe on eight H100s, a picture on each, takes 2e-4."""
+an eighth of the steps and cost its own word and the base more; 1.4 times did not (docs/experiments.md). Field:
+FLUX.1-dev's rate is then 5.7e-4, near Astria's 5e-4; a public two-minute recipe on eight H100s, a picture on each,
+takes 2e-4."""
 
 
 def for_larger_batch(steps: int, rate: float, times: float) -> tuple[int, float, str]:

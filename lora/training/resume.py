@@ -65,8 +65,8 @@ def start(
     fits = fitting(earlier, skeleton, log)
     if fits.magnitudes:
         raise ValueError(
-            "resume_from: this is a DoRA, and a training goes on with A and B alone; set training_steps to 0 to pack"
-            " it, or leave resume_from empty"
+            "resume_from: this is a DoRA, which cannot be trained further; set training_steps to 0 to pack it, or leave"
+            " resume_from empty"
         )
     if fits.biases:
         log(f"warning: resume_from: left out, the biases of {len(fits.biases)} layers, which are not trained here")
@@ -87,7 +87,7 @@ def start(
         log(f"layers: {len(besides)} of the earlier LoRA are trained too, such as {besides[0]}")
     if lacking := [layer for layer in modules if layer not in pairs]:
         log(
-            f"layers: {len(lacking)} of {len(modules)} are not in the earlier LoRA and begin anew, such as {lacking[0]}"
+            f"layers: {len(lacking)} of {len(modules)} are not in the earlier LoRA and start from zero, such as {lacking[0]}"
         )
     if ranks[0] < rank:
         log(f"the earlier LoRA is widened to rank {rank}; what it draws stays the same")

@@ -54,7 +54,7 @@ def pictures(
     prepared = views.prepared([view for _, _, view in wanted], decided.resolutions, merged=decided.merged)
     for (name, caption, view), fitted in zip(wanted, prepared, strict=True):
         sizes = ", ".join(f"{picture.width}x{picture.height}" for picture in fitted)
-        by = "" if fitted[0].mode == "RGB" else f"; weighed by its {'mask' if view.mask else 'opaque parts'}"
+        by = "" if fitted[0].mode == "RGB" else f"; weighted by its {'mask' if view.mask else 'opaque parts'}"
         log(f"{name.replace(CLOSE_UP, ', a close-up')}: {sizes}{by}")
         thumbnails[name] = preview.thumbnail(fitted[-1].convert("RGB"))
         for picture in fitted:

@@ -67,10 +67,10 @@ class Keeper:
             return None
         if found["settings"] != settings:
             self._log(
-                "the interrupted training had other settings (another version, or number of GPUs): it begins anew"
+                "the interrupted training had other settings (another version, or number of GPUs), so this one starts from the beginning"
             )
             return None
-        self._log(f"an interrupted training of this request goes on after step {found['step']}")
+        self._log(f"an interrupted training of this request continues after step {found['step']}")
         return found["state"]
 
     def due(self, looked: bool, alone: bool) -> bool:
@@ -90,7 +90,7 @@ class Keeper:
             with disk.writing(self.file):
                 write(part, {"format": FORMAT, "name": self.file.name, **self._job, "training": training})
             os.replace(part, self.file)
-            self._log(f"state after step {step} saved: the same request would go on from there")
+            self._log(f"state after step {step} saved: the same request would continue from there")
         except OSError as error:
             self._log(f"the state after step {step} could not be saved: {error}")
             part.unlink(missing_ok=True)
@@ -146,7 +146,7 @@ class Keeper:
             return found
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
             reason = str(error).partition("\n")[0][:120]
-            self._log(f"the state of an interrupted training is there and cannot be read, so it begins anew: {reason}")
+            self._log(f"the state of an interrupted training cannot be read, so this one starts anew: {reason}")
             return {}
 
 

@@ -227,7 +227,7 @@ class Watch:
             line = f"step {step}/{self._steps}: {glance.loss:.4f} on fixed noise, {before:.4f} before training"
             if glance.unseen is not None:
                 values["gain_unseen"] = glance.unseen
-                line += f"; explains {glance.own:.0%} of the pictures trained on, {glance.unseen:.0%} of those held out"
+                line += f"; gain {glance.own:.2f} on training pictures, {glance.unseen:.2f} on held-out ones"
             told.log(line)
             self._tell_whether_enough(step)
             if step == max(due for due in self._checkpoints.due if due <= max(self._held_out_until, 1)):
@@ -236,8 +236,8 @@ class Watch:
             told.tracked.numbers(step, values)
             if step < self._steps and (best := self._checkpoints.overfitted()):
                 told.log(
-                    f"overfitting: held-out pictures were explained best at step {best.step}, and less since; the"
-                    " training stops"
+                    f"overfitting: the gain on held-out pictures was highest at step {best.step} and has fallen since;"
+                    " the training stops"
                 )
                 return True
         if preview_due(step, self._steps, self._preview_every):
@@ -273,7 +273,8 @@ class Watch:
             self.enough = round(self._suggested_steps * step / self._steps)
             self._told.log(
                 f"learned enough at step {step} of {self._steps}: the gain with the trigger word is {gain:.2f} and has"
-                f" risen by {max(rise, 0):.2f} in the last two looks; training_steps={self.enough} would probably do"
+                f" risen by {max(rise, 0):.2f} in the last two evaluations; training_steps={self.enough} would probably"
+                " be enough"
             )
 
     def drawn_before(self, step: int) -> dict[int, list[Image.Image]]:

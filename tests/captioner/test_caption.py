@@ -287,9 +287,9 @@ def test_a_model_is_at_hand_when_every_file_of_it_is(cached: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("device", "captioning", "missing", "asking", "reason"),
     [
-        ("cuda", "automatic", 0, False, "all 9 pictures have yours"),
+        ("cuda", "automatic", 0, False, "all 9 pictures have a caption of yours"),
         ("cuda", "disabled", 2, False, "captioning is disabled"),
-        ("cuda", "automatic", 2, True, "2 of 9 pictures have none; loading"),
+        ("cuda", "automatic", 2, True, "2 of 9 pictures have no caption; loading"),
         ("cuda", "all", 0, True, "to write new ones for all 9 pictures"),
         (
             "cpu",
@@ -376,7 +376,7 @@ def test_captioning_all_writes_new_ones_and_keeps_the_users_beside_them(
     assert "1.png: yours was: TOK mine" in log
     kept = captions["5.png"]
     assert (kept.text, kept.source, kept.own) == ("TOK also mine", "yours", None), "a template would say less"
-    assert "no caption in two answers" in kept.note
+    assert "both answers were rejected" in kept.note
     assert captions["4.png"].source == "template"
     captions, _, _ = all_captions(paths, given, "/no/such/model", captioning="all")
     assert captions["1.png"] == text.Caption(text="TOK mine", source="yours"), "without a model the user's are used"
@@ -416,7 +416,7 @@ def test_without_gpu_and_model_the_missing_ones_get_a_template_and_it_is_said(pa
     assert list(captions) == list(paths)
     assert [caption.source for caption in captions.values()] == ["template"] * 2 + ["yours"] + ["template"] * 3
     assert captions["0.png"].text == "A photo of TOK"
-    assert "5 of 6 pictures have none, and without a GPU the captioning model /no/such/model is not" in log[0]
+    assert "5 of 6 pictures have no caption, and without a GPU the captioning model /no/such/model is not" in log[0]
 
 
 def test_on_a_gpu_a_model_that_cannot_be_loaded_is_an_error(paths: dict[str, Path]) -> None:
@@ -432,7 +432,7 @@ def test_the_real_model_captions_what_is_missing(paths: dict[str, Path], folder:
     captions, _, log = all_captions(few, {"0.png": "TOK mine"}, str(folder))
     assert captions["0.png"].text == "TOK mine"
     assert captions["1.png"].source == "template"  # random weights talk nonsense
-    assert "no caption in two answers: " in captions["1.png"].note
+    assert "both answers were rejected: " in captions["1.png"].note
     assert any(line.startswith("captions: 1 of 1, ") and line.endswith(" pictures/s") for line in log)
     assert log[-3:] == text.table(captions)
 
@@ -470,8 +470,8 @@ def test_every_answer_ends_as_a_sound_caption_with_its_source(
         "4.png": ("model", "TOK dog runs on sand."),
         "5.png": ("retried", "TOK dog TOK dog lies on a bed."),
     }
-    assert captions["0.png"].note == "the first answer was none: a refusal: “I'm sorry”"
-    assert captions["1.png"].note == "no caption in two answers: it repeats itself; a refusal: “I cannot”"
+    assert captions["0.png"].note == "the first answer was rejected: a refusal: “I'm sorry”"
+    assert captions["1.png"].note == "both answers were rejected: it repeats itself; a refusal: “I cannot”"
     assert [line.split(", ")[0] for line in log] == [
         "subjects named: 4 of 6",
         "subjects named: 6 of 6",
@@ -513,8 +513,8 @@ def test_half_the_pictures_are_asked_about_where_memory_runs_out(
     captions, _ = caption_pictures(captioner, paths, known, read=read, batch_size=6, log=log.append)
     assert {caption.text for caption in captions.values()} == {"TOK dog runs on sand."}
     assert [line for line in log if "out of memory" in line] == [
-        "captions: out of memory, going on with 3 pictures at once",
-        "captions: out of memory, going on with 2 pictures at once",
+        "captions: out of memory, continuing with 3 pictures at once",
+        "captions: out of memory, continuing with 2 pictures at once",
     ]
 
 
@@ -611,7 +611,7 @@ def test_the_check_goes_by_pixels_where_no_model_is_at_hand(
     monkeypatch.setenv("CAPTIONER", "/no/such/model")
     assert command.main(["--check", str(set_of_files)]) == 0
     told = capsys.readouterr().out
-    assert "looked at by pixels alone" in told
+    assert "checked by pixels alone" in told
     assert "look alike" in told
     assert command.main(["--check", str(set_of_files), "-o", "x"]) == 2
 

@@ -169,7 +169,7 @@ def test_the_page_of_a_lora_with_more_than_a_and_b_says_so_and_it_is_sound(
     assert inspect.main([str(file)]) == 0
     page = capsys.readouterr().out
     assert "sound:     no fault found" in page
-    assert "note:      6 layers of the CLIP text encoder; a training does not go on with them" in page
+    assert "note:      6 layers of the CLIP text encoder; they are not trained further" in page
     assert "note:      left out, 1 keys of T5's text encoder: lora_te3_encoder_block_0" in page
 
 

@@ -150,7 +150,9 @@ def test_a_base_too_large_for_a_cpu_is_refused_before_its_weights_are_fetched(
     with hub_server.asked_by_the_library(monkeypatch, tmp_path) as hub:
         hub.private["club/big"] = False
         hub.files["club/big"] = {"transformer/config.json": json.dumps(config).encode()}
-        with pytest.raises(ValueError, match=r"FLUX_BASE: club/big has 1\d billion weights, and there is no GPU"):
+        with pytest.raises(
+            ValueError, match=r"FLUX_BASE: club/big has 1\d billion weights, and no GPU is visible here"
+        ):
             base.find("club/big", None)
         with pytest.raises(ValueError, match=r"no model_index\.json"):
             base.find("club/big", GPU)
@@ -160,7 +162,7 @@ def test_a_folder_too_large_to_train_on_a_cpu_still_says_what_its_layers_are(
     toy: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(base, "MOST_ON_A_CPU", 1e6)
-    with pytest.raises(ValueError, match="there is no GPU to be seen here"):
+    with pytest.raises(ValueError, match="no GPU is visible here"):
         base.find(str(base.TOY), None)
     name, skeleton = base.architecture(str(base.TOY), None)
     assert name == "base"

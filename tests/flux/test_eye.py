@@ -62,7 +62,7 @@ def test_previews_are_looked_at_and_it_is_told(folder: Path) -> None:
     found, line = eye.look(str(folder), "cpu", RED, previews)
     assert found is not None
     assert found > 0.8
-    assert line == f"likeness by eye: {folder.name}: {found:.2f} over 2 previews"
+    assert line == f"likeness: {folder.name}: {found:.2f} over 2 previews"
 
 
 @pytest.mark.parametrize(

@@ -287,7 +287,7 @@ def test_kohyas_folders_say_repeats_word_and_class(tmp_path):
     assert "in the ratio '' 1, '6_BOB' 6, 'img/10_ANNA woman' 10, 'img/4_ANNA red coat' 4" in told
     same, told = subjects.share_out(list(found.values()), ["TOK"])
     assert {(photo.word, photo.class_noun) for photo in same} == {("TOK", None)}
-    assert "not used in captions, where trigger_word stands: 'ANNA red coat', 'ANNA woman', 'BOB'" in told[0]
+    assert "are not used, because trigger_word is: 'ANNA red coat', 'ANNA woman', 'BOB'" in told[0]
 
 
 def test_repeats_count_only_beside_one_another(tmp_path):

@@ -30,7 +30,7 @@ def test_steps_that_were_enough_are_named_where_it_has_learned() -> None:
     def says(**changes: Any) -> str:
         return verdict.of(dataclasses.replace(SOUND, **changes), "TOK", "subject", 0.5, True).findings[0].says
 
-    assert says(enough=600).endswith(" It had learned enough before the end: training_steps=600 would probably do.")
+    assert says(enough=600).endswith(" before the end: training_steps=600 would probably be enough.")
     assert "training_steps" not in says()
     assert "training_steps" not in says(enough=600, unseen=dataclasses.replace(GOOD, own=0.4))
 
@@ -38,7 +38,7 @@ def test_steps_that_were_enough_are_named_where_it_has_learned() -> None:
 def test_likeness_is_told_as_a_number_without_a_word_and_changes_no_verdict() -> None:
     found = verdict.of(dataclasses.replace(SOUND, likeness=1.3), "TOK", "subject", 0.5, True)
     assert found.title == "Verdict: it worked"
-    assert found.lines()[-1].startswith("Likeness: 1.00. Previews with TOK: 0 is what the base alone draws, 1 is")
+    assert found.lines()[-1].startswith("Likeness: 1.00. How much previews with TOK look like your pictures: 0 as")
     assert found.metrics()["verdict_likeness"] == 1
     assert found.record()["measured"]["likeness"] == 1.3
 
@@ -56,7 +56,7 @@ def test_each_weakness_is_named_with_what_to_do() -> None:
     everywhere = dataclasses.replace(GOOD, far=0.7, near=0.7)
     assert "preservation was off" in advice("own_word", ratio=0.0, unseen=everywhere)
     assert "firm" in advice("own_word", unseen=everywhere)
-    assert "words near it" in advice("own_word", unseen=dataclasses.replace(GOOD, far=0.5, near=0.8))
+    assert "words that look like it" in advice("own_word", unseen=dataclasses.replace(GOOD, far=0.5, near=0.8))
     assert "preservation was off" in advice("kept", ratio=0.0, drift=0.6)
     assert "memorises" in advice("not_memorised", unseen=little, own_then=0.9)
 
@@ -64,7 +64,7 @@ def test_each_weakness_is_named_with_what_to_do() -> None:
 def test_a_style_gets_numbers_without_words() -> None:
     found = verdict.of(SOUND, "TOK", "style", 1.5, True)
     assert [finding.word for finding in found.findings] == ["", "", "clear"]
-    assert "only numbers" in found.title
+    assert "numbers alone" in found.title
     assert found.lines()[1].startswith("Learned: 1.00. With TOK")
 
 
@@ -124,5 +124,5 @@ def test_subjects_whose_words_are_mixed_up_are_told_apart_from_other_leaks() -> 
         if f.name == "own_word"
     ]
     assert finding.word == "none"
-    assert finding.says == "The words are mixed up: each calls what belongs to another of ANNA or BOB."
+    assert finding.says == "The trigger words are mixed up: one calls the subject of another (ANNA or BOB)."
     assert _words(unseen=dataclasses.replace(GOOD, other=0.1))["own_word"] == "clear"

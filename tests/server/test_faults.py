@@ -73,7 +73,7 @@ def test_a_training_goes_on_where_its_killed_worker_was(served: Served, http: ht
     served.begin_worker("trainings")
     ended = until(http, run, lambda run: run["status"] not in ("starting", "processing"))
     assert ended["status"] == "succeeded", ended
-    assert "an interrupted training of this request goes on after step 40" in ended["logs"]
+    assert "an interrupted training of this request continues after step 40" in ended["logs"]
     assert "| 1/400" not in ended["logs"]
     deadline = time.monotonic() + 5
     while state.parent.exists():

@@ -364,8 +364,8 @@ def test_the_number_of_gpus_is_what_is_asked_for_or_all_and_without_one_there_is
     assert lines == [f"GPUs: one of 4 trains: {why}"] * 2
     for asked, message in (
         ("5", "GPUS: 5 are asked for, and of a GPU there are 4 in a row"),
-        ("0", "GPUS: '0' is no number"),
-        ("all", "GPUS: 'all' is no number"),
+        ("0", "GPUS: '0' is not a number"),
+        ("all", "GPUS: 'all' is not a number"),
         ("cpu:2", "GPUS: 'cpu:2' is for machines without a GPU"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -87,7 +87,7 @@ def test_a_training_interrupted_at_any_step_ends_with_the_same_bytes(archive: Pa
         lines: list[str] = []
         with pytest.raises(KeyboardInterrupt):
             _run(archive, tmp_path / "out", states, _interrupting(at, lines))
-        assert f"state after step {at} saved: the same request would go on from there" in lines
+        assert f"state after step {at} saved: the same request would continue from there" in lines
         [kept] = states.iterdir()
         assert kept.stat().st_mode & 0o777 == 0o600
         losses = Keeper(kept).found["training"]["state"]["losses"]
@@ -95,7 +95,7 @@ def test_a_training_interrupted_at_any_step_ends_with_the_same_bytes(archive: Pa
         assert [type(loss) for loss in losses] == [float] * at
         lines.clear()
         tar = _run(archive, tmp_path / "out", states, lines.append)
-        assert f"an interrupted training of this request goes on after step {at}" in lines
+        assert f"an interrupted training of this request continues after step {at}" in lines
         assert not any(line.startswith(f"step {at}/") for line in lines)
         assert tar.read_bytes() == whole
         assert list(states.iterdir()) == []
@@ -107,7 +107,7 @@ def test_a_training_may_be_interrupted_twice_and_be_one_of_whole_weights(archive
             _run(archive, tmp_path / "out", tmp_path / "states", _interrupting(at, []), finetune_type="full")
     lines: list[str] = []
     tar = _run(archive, tmp_path / "out", tmp_path / "states", lines.append, finetune_type="full")
-    assert "an interrupted training of this request goes on after step 6" in lines
+    assert "an interrupted training of this request continues after step 6" in lines
     assert tar.read_bytes() == _run(archive, tmp_path / "whole", finetune_type="full").read_bytes()
 
 
@@ -128,7 +128,7 @@ def test_a_training_that_has_learned_enough_says_so_though_it_was_interrupted(
     tar = _run(archive, tmp_path / "out", tmp_path / "states", lines.append, training_steps=None)
     assert [line for line in lines if "learned enough" in line] == [
         "learned enough at step 6 of 10: the gain with the trigger word is 0.87 and has risen by 0.00 in the last two"
-        " looks; training_steps=6 would probably do"
+        " evaluations; training_steps=6 would probably be enough"
     ]
     with tarfile.open(tar) as opened:
         written = opened.extractfile("request.json")
@@ -142,7 +142,7 @@ def test_several_processes_go_on_too(archive: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     tar = _run(archive, tmp_path / "out", tmp_path / "states", lines.append, gpus="cpu:2")
     # Of five steps of two pictures each.
-    assert "an interrupted training of this request goes on after step 3" in lines, lines
+    assert "an interrupted training of this request continues after step 3" in lines, lines
     assert tar.read_bytes() == _run(archive, tmp_path / "whole", gpus="cpu:2").read_bytes()
 
 
@@ -182,7 +182,7 @@ def test_a_state_that_cannot_be_read_is_told_and_the_training_begins_anew(conten
     file, lines = tmp_path / "one.state", list[str]()
     file.write_bytes(content)
     assert Keeper(file, lines.append).found == {}
-    assert "cannot be read, so it begins anew" in lines[0]
+    assert "cannot be read, so this one starts anew" in lines[0]
 
 
 def test_a_training_of_other_settings_begins_anew(tmp_path: Path) -> None:
@@ -281,6 +281,6 @@ def test_the_command_goes_on_after_sigterm(archive: Path, tmp_path: Path) -> Non
     [saved] = [found for line in said[-3:] if (found := re.match(r"state after step (\d+) saved", line))]
     again = subprocess.run([*command, "-o", str(output)], cwd=ROOT, env=environ, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    assert f"goes on after step {saved[1]}" in again.stdout
+    assert f"continues after step {saved[1]}" in again.stdout
     assert tarfile.is_tarfile(output)
     assert list(states.iterdir()) == []
