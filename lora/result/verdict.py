@@ -192,7 +192,7 @@ def _plain(measured: Measured, word: str) -> list[Finding]:
     kept = f"It changes prompts without the trigger word by {measured.drift:.0%} of what the base does there."
     told = [
         ("learned", learned(measured), _explains(measured, word)),
-        ("own_word", own_word, f"With other words than {word} it explains {other:.0%} of that."),
+        ("own_word", own_word, f"With other words in place of {word} it removes {other:.0%}."),
         ("kept", 1 - measured.drift, kept),
     ]
     return [
@@ -204,7 +204,7 @@ def _plain(measured: Measured, word: str) -> list[Finding]:
 def _explains(measured: Measured, word: str) -> str:
     pictures = "pictures that it had not seen" if measured.unseen else "its own pictures (none could be held out)"
     explained = max((measured.unseen or measured.trained).own, 0)
-    return f"With {word} it explains {explained:.0%} of what the base could not in {pictures}."
+    return f"With {word} the LoRA removes {explained:.0%} of the base's error on {pictures}."
 
 
 def _learned(measured: Measured, word: str, lora_type: str) -> Finding:

@@ -87,7 +87,8 @@ def start(
         log(f"layers: {len(besides)} of the earlier LoRA are trained too, such as {besides[0]}")
     if lacking := [layer for layer in modules if layer not in pairs]:
         log(
-            f"layers: {len(lacking)} of {len(modules)} are not in the earlier LoRA and start from zero, such as {lacking[0]}"
+            f"layers: {len(lacking)} of {len(modules)} are not in the earlier LoRA and start from zero, such as"
+            f" {lacking[0]}"
         )
     if ranks[0] < rank:
         log(f"the earlier LoRA is widened to rank {rank}; what it draws stays the same")

@@ -67,7 +67,8 @@ class Keeper:
             return None
         if found["settings"] != settings:
             self._log(
-                "the interrupted training had other settings (another version, or number of GPUs), so this one starts from the beginning"
+                "the interrupted training had other settings (another version, or number of GPUs), so this one starts"
+                " from the beginning"
             )
             return None
         self._log(f"an interrupted training of this request continues after step {found['step']}")

@@ -64,7 +64,7 @@ def test_each_weakness_is_named_with_what_to_do() -> None:
 def test_a_style_gets_numbers_without_words() -> None:
     found = verdict.of(SOUND, "TOK", "style", 1.5, True)
     assert [finding.word for finding in found.findings] == ["", "", "clear"]
-    assert "numbers alone" in found.title
+    assert "only numbers" in found.title
     assert found.lines()[1].startswith("Learned: 1.00. With TOK")
 
 
@@ -76,9 +76,9 @@ def test_on_a_base_without_bounds_a_sound_training_is_not_called_a_failure() -> 
     assert {finding.word for finding in found.findings} == {""}
     assert not [finding for finding in found.findings if finding.advice]
     assert found.lines() == [
-        "Verdict: here only numbers, to compare trainings by; look at the previews",
-        "Learned: 0.12. With TOK it explains 8% of what the base could not in pictures that it had not seen.",
-        "Its own word: 0.62. With other words than TOK it explains 3% of that.",
+        "Verdict: here only numbers, to compare trainings with; look at the previews",
+        "Learned: 0.12. With TOK the LoRA removes 8% of the base's error on pictures that it had not seen.",
+        "Its own word: 0.62. With other words in place of TOK it removes 3%.",
         "The base is kept: 0.99. It changes prompts without the trigger word by 1% of what the base does there.",
     ]
     assert found.metrics()["verdict_learned"] == 0.12
