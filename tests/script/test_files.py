@@ -2,6 +2,7 @@
 
 import http.server
 import os
+import re
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -143,11 +144,16 @@ def test_a_download_that_fails_is_one_sentence_without_the_addresss_secrets(
 ) -> None:
     monkeypatch.setattr(files.tempfile, "tempdir", str(here))
     server.failures, server.status, server.short = 9, status, short
-    with pytest.raises(ValueError, match=r"^input_images: http://127\.0\.0\.1/a\.zip ") as caught:
+    with pytest.raises(ValueError, match=rf"^input_images: {re.escape(server.url)}/a\.zip ") as caught:
         files.fetched("input_images", files.meant(f"{server.url}/a.zip?X-Amz-Signature=SECRET", WANTED, folder=True))
     assert told in str(caught.value)
     assert "SECRET" not in str(caught.value)
     assert server.asked == asked
+
+
+def test_a_server_that_cannot_be_reached_is_told_with_its_port_in_plain_words(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^http://127\.0\.0\.1:9/a\.zip could not be fetched: Connection refused \(3"):
+        web.download("http://127.0.0.1:9/a.zip?sig=SECRET", tmp_path / "a", 3)
 
 
 def test_a_download_that_is_too_large_is_given_up(server: Server, tmp_path: Path) -> None:
