@@ -33,6 +33,12 @@ TITLES = {
     "not_memorised": "Not memorised",
     "likeness": "Likeness",
 }
+FAULTS = {
+    "own_word": "other words call it too",
+    "kept": "it changes other prompts",
+    "not_memorised": "it memorised its pictures",
+}
+"""What the title says where a finding's word is none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +76,7 @@ class Measured:
     enough: int | None = None
     """The training_steps after which it had learned enough (`lora.training.enough`); None where it had not."""
     repeated: float = 0.0
-    """Share of the pictures of which another one is nearly a copy, 0 to 1."""
+    """Of `lora.pictures.survey.copies`: share of the pictures of which another one is nearly a copy, 0 to 1."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,8 +122,8 @@ class Verdict:
             return "Verdict: for a style only numbers, to compare trainings by; look at the previews"
         if any(finding.name == "learned" and finding.word != "clear" for finding in self.findings):
             return "Verdict: not learned well yet"
-        if "none" in words:
-            return "Verdict: look at what is marked none before you use it"
+        if faults := [FAULTS[finding.name] for finding in self.findings if finding.word == "none"]:
+            return f"Verdict: it learned, but {' and '.join(faults)}"
         return "Verdict: it worked, with a weakness" if "weak" in words else "Verdict: it worked"
 
     def lines(self) -> list[str]:
@@ -147,12 +153,16 @@ class Verdict:
 
 def of(measured: Measured, word: str, lora_type: str, ratio: float) -> Verdict:
     """The verdict on what was measured. `word` is the trigger word, `ratio` that of prior preservation, 0 where off."""
+    new = _new(measured, lora_type)
+    memorised = any(finding.word != "clear" for finding in new)
+    learned = _learned(measured, word, lora_type, memorised)
     return Verdict(
         findings=[
-            _learned(measured, word, lora_type),
-            _own_word(measured, word, lora_type, ratio),
+            learned,
+            # Where nothing was learned, no word can call it.
+            *([] if learned.word == "none" else [_own_word(measured, word, lora_type, ratio)]),
             *_kept(measured, ratio),
-            *_new(measured, lora_type),
+            *new,
             *_alike(measured, word),
         ],
         measured=measured,
@@ -177,17 +187,20 @@ def learned(measured: Measured) -> float:
     return explained(measured.trained.own, measured.unseen.own if measured.unseen else None)
 
 
-def _learned(measured: Measured, word: str, lora_type: str) -> Finding:
+def _learned(measured: Measured, word: str, lora_type: str, memorised: bool) -> Finding:
     gain = learned(measured)
     value = scaled(gain, *(LEARNED_UNSEEN if measured.unseen else LEARNED_TRAINED))
-    pictures = "pictures that it had not seen" if measured.unseen else "its own pictures (none could be held out)"
-    explained = max((measured.unseen or measured.trained).own, 0)
-    says = f"With {word} it explains {explained:.0%} of what the base could not in {pictures}."
+    pictures = "pictures that it had not seen" if measured.unseen else "its own pictures (too few to hold one out)"
+    gone = max((measured.unseen or measured.trained).own, 0)
+    says = f"With {word}, {gone:.0%} of the base's loss is gone on {pictures}."
     if value >= CLEAR_FROM:
         if measured.enough:
             says += f" It had learned enough before the end: training_steps={measured.enough} would probably do."
         return Finding(name="learned", value=value, says=says, advice="", worded=lora_type == "subject")
-    advice = f"The {lora_type} is not learned well: train more steps, or give more and more varied pictures."
+    more = (
+        "give more and more varied pictures" if memorised else "train more steps, or give more and more varied pictures"
+    )
+    advice = f"The {lora_type} is not learned well: {more}."
     if gain < 0:
         advice = "The training was too hot and broke what the base knew: lower learning_rate."
     return Finding(name="learned", value=value, says=says, advice=advice, worded=lora_type == "subject")
@@ -204,7 +217,7 @@ def _own_word(measured: Measured, word: str, lora_type: str, ratio: float) -> Fi
     bounds = OTHERS_UNSEEN if measured.unseen else OTHERS_TRAINED
     value = scaled(other, *bounds)
     if lora_type == "style":
-        says = f"With other words than {word} it explains {max(other, 0):.0%} of that."
+        says = f"With other words than {word}, {max(other, 0):.0%} of it is gone."
         return Finding(name="own_word", value=value, says=says, advice="", worded=False)
     if gains.other is not None and (mixed := scaled(gains.other, *bounds)) < min(value, CLEAR_FROM):
         return Finding(
@@ -250,9 +263,9 @@ def _new(measured: Measured, lora_type: str) -> list[Finding]:
     share = max(measured.unseen.own, 0.0) / measured.own_then
     value = scaled(share, *NEW)
     if value >= CLEAR_FROM:
-        says = "New pictures are explained nearly as well as those it trained on."
+        says = "It does nearly as well on new pictures as on those it trained on."
         return [Finding(name="not_memorised", value=value, says=says, advice="")]
-    says = f"New pictures are explained only {share:.0%} as well as those it trained on: it memorises them."
+    says = f"On new pictures it gains only {share:.0%} of what it gains on those it trained on: it memorises them."
     advice = "Give more varied pictures, or train fewer steps."
     return [Finding(name="not_memorised", value=value, says=says, advice=advice)]
 

@@ -8,9 +8,8 @@ trained on. `lora.result.verdict` says what the numbers mean.
 """
 
 import dataclasses
-import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,31 +42,16 @@ CLOSE_UP = "//close-up"
 """Behind a photo's name: its close-up. No file has such a name."""
 CONFUSED = 0.5
 """Of the difference that made-up words have; see `confusable`."""
-TWIN = 0.1
-"""Copies saved as JPEG of quality 70 differed by .03 and .04 on the toy base, any two of the examples by .33 and
-more."""
 HOLD_OUT = {8: 1, 16: 2}
 """From so many pictures on, how many are held out."""
 
 
-def hold_out(examples: Sequence[Example], names: Sequence[str], seed: int) -> list[str]:
-    """The pictures to keep out of the first part of the training; none where there are fewer than eight. A picture
-    that has a twin is none that the LoRA has not seen."""
+def hold_out(names: Sequence[str], copies: Collection[str], seed: int) -> list[str]:
+    """The pictures to keep out of the first part of the training; none where there are fewer than eight. One of
+    `copies`, of which another picture is nearly a copy, is none that the LoRA has not seen."""
     count = max((many for least, many in HOLD_OUT.items() if len(names) >= least), default=0)
-    single = sorted({*names} - twins(examples))
+    single = sorted({*names} - {*copies})
     return random.Random(seed).sample(single, min(count, len(single)))
-
-
-def twins(examples: Sequence[Example]) -> set[str]:
-    """The photos of which another one is nearly a copy: at the smallest size their latents differ by less than TWIN of
-    what latents vary by."""
-    tokens = min((len(example.mean) for example in examples), default=0)
-    small = {photo_of(example): example.mean.float() for example in examples if len(example.mean) == tokens}
-    found = set()
-    for (one, its), (other, others) in itertools.combinations(small.items(), 2):
-        if its.shape == others.shape and (its - others).square().mean() < TWIN * (its.var() + others.var()) / 2:
-            found |= {one, other}
-    return found
 
 
 def photo_of(example: Example) -> str:
@@ -259,8 +243,6 @@ class Examination:
         self._learned = _Pictures(transformer, learned, asked, texts, seed)
         self._unseen = _Pictures(transformer, unseen, asked, texts, seed + 1) if unseen else None
         self._last: tuple[float, Gains] | None = None
-        every = [*learned, *unseen]
-        self._repeated = len(twins(every)) / max(1, len({photo_of(example) for example in every}))
 
     def start(self) -> float:
         """The loss of the training pictures as the training begins: the base's, or that of the LoRA it goes on from."""
@@ -299,7 +281,6 @@ class Examination:
             unseen=unseen,
             own_then=own_then,
             drift=self._drift(),
-            repeated=self._repeated,
         )
 
     def _drift(self) -> float:

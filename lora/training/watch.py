@@ -151,8 +151,7 @@ def _numbers(at: StepReport) -> dict[str, float]:
 def _in_words(values: Mapping[str, float]) -> str:
     told = f"lr {values['learning_rate']:.2g}"
     if "prior_weight" in values:
-        norms = f"{values['gradient_norm']:.2g} and {values['prior_gradient_norm']:.2g}"
-        told = f"prior {values['prior_loss']:.4f} (gradients {norms}, weight {values['prior_weight']:.2g}), {told}"
+        told = f"prior {values['prior_loss']:.4f} (weight {values['prior_weight']:.2g}), {told}"
     return told
 
 
@@ -218,10 +217,10 @@ class Watch:
             values = {"validation_loss": glance.loss, "gain": glance.own}
             values |= {"drift": glance.drift} if self._checkpoints.keeps(step) else {}
             before = self.checks[0][1]
-            line = f"step {step}/{self._steps}: {glance.loss:.4f} on fixed noise, {before:.4f} before training"
+            line = f"step {step}/{self._steps}: loss on fixed noise {glance.loss:.4f}, before training {before:.4f}"
             if glance.unseen is not None:
                 values["gain_unseen"] = glance.unseen
-                line += f"; explains {glance.own:.0%} of the pictures trained on, {glance.unseen:.0%} of those held out"
+                line += f"; gone are {glance.own:.0%} of it on training pictures, {glance.unseen:.0%} on held-out ones"
             told.log(line)
             self._tell_whether_enough(step)
             if step == max(due for due in self._checkpoints.due if due <= max(self._held_out_until, 1)):
@@ -230,8 +229,8 @@ class Watch:
             told.tracked.numbers(step, values)
             if step < self._steps and (best := self._checkpoints.overfitted()):
                 told.log(
-                    f"overfitting: held-out pictures were explained best at step {best.step}, and less since; the"
-                    " training stops"
+                    f"overfitting: the loss on held-out pictures was lowest at step {best.step}, and has risen since;"
+                    " the training stops"
                 )
                 return True
         if preview_due(step, self._steps, self._preview_every):

@@ -51,7 +51,7 @@ def test_each_weakness_is_named_with_what_to_do() -> None:
         return f"{finding.says} {finding.advice}"
 
     little = dataclasses.replace(GOOD, own=0.1)
-    assert "more steps" in advice("learned", unseen=little)
+    assert "more steps" in advice("learned", unseen=little, own_then=0.1)
     assert "lower learning_rate" in advice("learned", unseen=dataclasses.replace(GOOD, own=-1.0))
     everywhere = dataclasses.replace(GOOD, far=0.7, near=0.7)
     assert "preservation was off" in advice("own_word", ratio=0.0, unseen=everywhere)
@@ -59,6 +59,27 @@ def test_each_weakness_is_named_with_what_to_do() -> None:
     assert "words near it" in advice("own_word", unseen=dataclasses.replace(GOOD, far=0.5, near=0.8))
     assert "preservation was off" in advice("kept", ratio=0.0, drift=0.6)
     assert "memorises" in advice("not_memorised", unseen=little, own_then=0.9)
+
+
+def test_the_title_says_what_is_wrong_with_what_was_learned() -> None:
+    everywhere = dataclasses.replace(GOOD, far=0.7, near=0.7)
+    found = verdict.of(dataclasses.replace(SOUND, unseen=everywhere, drift=0.9), "TOK", "subject", 0.5)
+    assert found.title == "Verdict: it learned, but other words call it too and it changes other prompts"
+
+
+def test_of_more_steps_and_fewer_steps_one_alone_is_advised() -> None:
+    poor = dataclasses.replace(GOOD, own=0.45)
+    found = verdict.of(dataclasses.replace(SOUND, unseen=poor, own_then=0.9), "TOK", "subject", 0.5)
+    told = " ".join(found.lines())
+    assert "fewer steps" in told
+    assert "more steps" not in told
+
+
+def test_where_nothing_was_learned_nothing_is_said_of_its_own_word() -> None:
+    little = Gains(own=0.2, far=0.1, near=0.1, noun=0.1)
+    found = verdict.of(dataclasses.replace(SOUND, trained=little, unseen=None, own_then=None), "TOK", "subject", 0.5)
+    assert [finding.name for finding in found.findings] == ["learned"]
+    assert "verdict_own_word" not in found.metrics()
 
 
 def test_a_style_gets_numbers_without_words() -> None:
@@ -82,7 +103,7 @@ def test_of_the_base_it_speaks_only_where_much_has_changed() -> None:
 def test_without_held_out_pictures_nothing_is_said_of_memorising() -> None:
     found = verdict.of(dataclasses.replace(SOUND, unseen=None, own_then=None), "TOK", "style", 1.5)
     assert "not_memorised" not in {finding.name for finding in found.findings}
-    assert "none could be held out" in found.findings[0].says
+    assert "too few to hold one out" in found.findings[0].says
 
 
 @pytest.mark.parametrize(("weak", "clear"), [(0.2, 0.6), (0.6, 0.2)])

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -30,32 +31,20 @@ def _examination(
     return Examination(transformer, examples[unseen:], examples[:unseen], _questions(), apart, texts, seed=3)
 
 
-def _photos(count: int, copies: int = 0) -> list[Example]:
-    """So many pictures of noise, and so many copies of the first."""
-    generator = torch.Generator().manual_seed(4)
-    pictures = [torch.randn(4, 16, generator=generator) for _ in range(count)]
-    pictures += [pictures[0] + 0.01 * torch.randn(4, 16, generator=generator) for _ in range(copies)]
-    return [
-        Example(name=f"{i}.jpg at 32x32", size=(4, 4), mean=mean, std=mean, caption="a TOK")
-        for i, mean in enumerate(pictures)
-    ]
+def _held_out(count: int, seed: int = 1, copies: Sequence[int] = ()) -> list[str]:
+    return examine.hold_out([f"{i}.jpg" for i in range(count)], {f"{i}.jpg" for i in copies}, seed)
 
 
 def test_pictures_are_held_out_of_eight_and_two_of_sixteen_and_none_of_fewer() -> None:
-    def held_out(count: int, seed: int = 1) -> list[str]:
-        return examine.hold_out(_photos(count), [f"{i}.jpg" for i in range(count)], seed)
-
-    assert [len(held_out(count)) for count in (1, 7, 8, 15, 16, 20)] == [0, 0, 1, 1, 2, 2]
-    assert held_out(20) == held_out(20)
-    assert {*held_out(20)} != {*held_out(20, 2)}
+    assert [len(_held_out(count)) for count in (1, 7, 8, 15, 16, 20)] == [0, 0, 1, 1, 2, 2]
+    assert _held_out(20) == _held_out(20)
+    assert {*_held_out(20)} != {*_held_out(20, 2)}
 
 
 def test_a_picture_that_has_a_copy_is_not_held_out() -> None:
-    examples = _photos(3, copies=6)
-    names = [f"{i}.jpg" for i in range(9)]
-    assert examine.twins(examples) == {*names} - {"1.jpg", "2.jpg"}
-    assert {examine.hold_out(examples, names, seed)[0] for seed in range(20)} == {"1.jpg", "2.jpg"}
-    assert examine.hold_out(_photos(1, copies=9), [f"{i}.jpg" for i in range(10)], 1) == []
+    copies = [0, *range(3, 9)]
+    assert {_held_out(9, seed, copies)[0] for seed in range(20)} == {"1.jpg", "2.jpg"}
+    assert _held_out(10, copies=range(10)) == []
 
 
 def test_an_example_is_known_by_its_photo_at_any_size(examples: list[Example]) -> None:
