@@ -192,7 +192,7 @@ def _learned(measured: Measured, word: str, lora_type: str, memorised: bool) -> 
     value = scaled(gain, *(LEARNED_UNSEEN if measured.unseen else LEARNED_TRAINED))
     pictures = "pictures that it had not seen" if measured.unseen else "its own pictures (too few to hold one out)"
     gone = max((measured.unseen or measured.trained).own, 0)
-    says = f"With {word}, {gone:.0%} of the base's loss is gone on {pictures}."
+    says = f"With {word} the loss is {gone:.0%} below the base's on {pictures}."
     if value >= CLEAR_FROM:
         if measured.enough:
             says += f" It had learned enough before the end: training_steps={measured.enough} would probably do."
@@ -217,7 +217,7 @@ def _own_word(measured: Measured, word: str, lora_type: str, ratio: float) -> Fi
     bounds = OTHERS_UNSEEN if measured.unseen else OTHERS_TRAINED
     value = scaled(other, *bounds)
     if lora_type == "style":
-        says = f"With other words than {word}, {max(other, 0):.0%} of it is gone."
+        says = f"With other words than {word} it is {max(other, 0):.0%} below."
         return Finding(name="own_word", value=value, says=says, advice="", worded=False)
     if gains.other is not None and (mixed := scaled(gains.other, *bounds)) < min(value, CLEAR_FROM):
         return Finding(

@@ -212,7 +212,8 @@ def test_nothing_is_said_of_real_photographs_until_they_are_blurred_or_doubled(n
     worse = looks(tmp_path, {"copy.jpg": copy, "soft.jpg": copy.filter(ImageFilter.GaussianBlur(5))})
     alike, blurred = survey.report([*seen, *worse], [512])
     assert alike.startswith(f"{found[0].name!r}, 'copy.jpg'")
-    assert blurred.startswith("blurred, ") and blurred.endswith("sharp: 'soft.jpg'")
+    assert blurred.startswith("blurred, ")
+    assert blurred.endswith("sharp: 'soft.jpg'")
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
