@@ -220,7 +220,9 @@ class Watch:
             line = f"step {step}/{self._steps}: loss on fixed noise {glance.loss:.4f}, before training {before:.4f}"
             if glance.unseen is not None:
                 values["gain_unseen"] = glance.unseen
-                line += f"; below the base's by {glance.own:.0%} on training pictures, {glance.unseen:.0%} on held-out ones"
+                line += (
+                    f"; below the base's by {glance.own:.0%} on training pictures, {glance.unseen:.0%} on held-out ones"
+                )
             told.log(line)
             self._tell_whether_enough(step)
             if step == max(due for due in self._checkpoints.due if due <= max(self._held_out_until, 1)):
