@@ -267,7 +267,7 @@ def run(command: Command, work: Callable[[], None]) -> int:
     """
     for end in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(end, _exit)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it hints at packages on import, which nobody here lacks
+    hush()
     try:
         with disk.work_folder(f"{Path(command.program).name}-") as folder:
             os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
@@ -288,6 +288,11 @@ def run(command: Command, work: Callable[[], None]) -> int:
         print(f"{command.program}: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def hush() -> None:
+    """To be called before transformers is imported: it hints at packages then, which nobody here lacks."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def _exit(number: int, frame: FrameType | None) -> None:

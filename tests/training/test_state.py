@@ -180,6 +180,11 @@ def test_a_state_that_cannot_be_read_is_told_and_the_training_begins_anew(conten
     assert "cannot be read, so it begins anew" in lines[0]
 
 
+def test_a_file_in_place_of_the_folder_is_told_with_the_variables_name(archive: Path, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"^CHECKPOINTS: .*pictures.zip cannot be written: a file is in the way"):
+        _run(archive, tmp_path / "out", archive, lambda line: None)
+
+
 def test_a_training_of_other_settings_begins_anew(tmp_path: Path) -> None:
     file, lines = tmp_path / "one.state", list[str]()
     Keeper(file).save(5, "of today", {"fit": {"step": 5}})
