@@ -217,7 +217,7 @@ def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
         unseen = [example for example in repeated if examine.photo_of(example) in held_out]
         if held_out:
             until = f"{settings.late_from:.0%} of the steps"
-            log(f"held out until {until} are over, to see how new pictures are explained: {', '.join(held_out)}")
+            log(f"held out until {until} are over, to see how it does on new pictures: {', '.join(held_out)}")
     with desk.stage("encoding prompts"):
         together = " and ".join(captioned.subjects)
         own = [text.fill_in(prompt, together) for prompt in parse_prompts(request.preview_prompts)]

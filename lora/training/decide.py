@@ -208,8 +208,8 @@ def _settings(
     log(f"timesteps: logit-normal with mean {row.timestep_mean:g}{evenly}")
     if ratio:
         log(
-            f"prior preservation: its gradient {ratio:g} times as long as the pictures', {why_ratio};"
-            f" in one step of {row.prior_every}"
+            f"prior preservation: in one step of {row.prior_every}, its gradient {ratio:g} times the length of the"
+            f" pictures', {why_ratio}"
         )
     else:
         log("prior preservation: off, as asked for; the LoRA will show in prompts without the trigger word")

@@ -218,8 +218,8 @@ def looking(change: Change, watch: Watch, examination: Examination, steps: int, 
         with change.as_lora(step):
             if whole is not None:
                 log(
-                    f"{in_words(change.held[step])}; all of it explains {whole:.0%} of the pictures trained on,"
-                    f" what the LoRA holds {gain():.0%}"
+                    f"{in_words(change.held[step])}; on training pictures the loss is {whole:.0%} below the"
+                    f" base's with all of the change, {gain():.0%} with what the LoRA holds"
                 )
             return watch(step)
 

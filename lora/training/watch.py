@@ -267,8 +267,9 @@ class Watch:
             gain, rise = found
             self.enough = round(self._suggested_steps * step / self._steps)
             self._told.log(
-                f"learned enough at step {step} of {self._steps}: the gain with the trigger word is {gain:.2f} and has"
-                f" risen by {max(rise, 0):.2f} in the last two looks; training_steps={self.enough} would probably do"
+                f"learned enough at step {step} of {self._steps}: with the trigger word the loss is {gain:.0%} below the"
+                f" base's, and was {gain - max(rise, 0):.0%} two looks before; training_steps={self.enough} would"
+                " probably do"
             )
 
     def drawn_before(self, step: int) -> dict[int, list[Image.Image]]:

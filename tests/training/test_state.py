@@ -122,8 +122,8 @@ def test_a_training_that_has_learned_enough_says_so_though_it_was_interrupted(
         _run(archive, tmp_path / "out", tmp_path / "states", _interrupting(5, lines), training_steps=None)
     tar = _run(archive, tmp_path / "out", tmp_path / "states", lines.append, training_steps=None)
     assert [line for line in lines if "learned enough" in line] == [
-        "learned enough at step 6 of 10: the gain with the trigger word is 0.87 and has risen by 0.00 in the last two"
-        " looks; training_steps=6 would probably do"
+        "learned enough at step 6 of 10: with the trigger word the loss is 87% below the base's, and was 87% two looks"
+        " before; training_steps=6 would probably do"
     ]
     with tarfile.open(tar) as opened:
         written = opened.extractfile("request.json")
