@@ -217,7 +217,7 @@ def _own_word(measured: Measured, word: str, lora_type: str, ratio: float) -> Fi
     bounds = OTHERS_UNSEEN if measured.unseen else OTHERS_TRAINED
     value = scaled(other, *bounds)
     if lora_type == "style":
-        says = f"With other words than {word} it is {max(other, 0):.0%} below."
+        says = f"With other words than {word} the loss is {max(other, 0):.0%} below the base's."
         return Finding(name="own_word", value=value, says=says, advice="", worded=False)
     if gains.other is not None and (mixed := scaled(gains.other, *bounds)) < min(value, CLEAR_FROM):
         return Finding(

@@ -73,6 +73,15 @@ def test_the_page_tells_whose_weights_they_are_where_an_earlier_step_was_better(
         assert told in page
 
 
+def test_a_finding_without_a_word_has_no_colour() -> None:
+    found = dataclasses.replace(VERDICT, findings=[dataclasses.replace(VERDICT.findings[0], worded=False)])
+    for verdict, word in ((VERDICT, "clear"), (found, "")):
+        assert f'<li class="{word}"><strong>Learned' in report.page(RECORD, [_lesson()], [], CURVE, verdict, [])
+    page = report.page(RECORD, [_lesson()], [], CURVE, found, [])
+    assert ".verdict li.clear { border-color: var(--good); }" in page
+    assert re.search(r"\.verdict li \{[^}]*border-left: \.3rem solid var\(--line\)", page)
+
+
 def test_what_was_decided_stands_with_its_reason_and_nothing_stands_as_python() -> None:
     page = report.page(RECORD, [_lesson()], _previews(2), CURVE, VERDICT, [])
     reasons, settings, _ = re.split(r"<h2>Made|<details>", page.split("<h2>Settings</h2>")[1])[:3]
