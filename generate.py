@@ -378,7 +378,9 @@ class Predictor(BasePredictor):
         if picture is not None:
             return canvas.over(picture, side)
         if aspect_ratio != "custom" and (width is not None or height is not None):
-            print(f"width and height are ignored with aspect_ratio {aspect_ratio}; set it to custom to use them")
+            print(
+                f"width and height are not used with aspect_ratio {aspect_ratio}; give aspect_ratio=custom to use them"
+            )
         return canvas.blank(aspect_ratio, width, height, side)
 
 

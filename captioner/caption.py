@@ -57,7 +57,7 @@ def caption_all(
     users' own captions. They win, unless `captioning` is "all" and the model can be asked: then it writes for every
     picture, and they are kept beside its captions. "disabled" asks it for none, "automatic" for those that are missing.
     `model` is a folder or Hub id, None means MODEL. `read` decodes one file to an upright RGB picture, in threads.
-    ValueError where the rules cannot be kept, RuntimeError where the model is needed and cannot be loaded.
+    ValueError where the rules cannot be kept, or the model is needed and cannot be loaded.
     """
     for one in dict.fromkeys(rules.values()):
         text.check(one)
@@ -135,10 +135,12 @@ def whether_to_ask(model: str, device: str, *, captioning: str, missing: int, of
     if captioning == "disabled":
         return False, f"{missing} of {of} pictures have no caption and captioning is disabled, so they get a template"
     if device == "cpu" and not is_at_hand(model):
+        wanted = f"{missing} of {of} pictures have none" if missing else "captioning is all"
+        so = "they get a template and the others keep yours" if missing < of else "they get a template"
         return False, (
-            f"{missing} of {of} pictures have no caption, and without a GPU the captioning model {model} is not "
-            f"downloaded, so they get a template{' and the others keep yours' if missing < of else ''}. For better "
-            "ones put a .txt beside each picture, or set CAPTIONER to a folder with a Qwen3-VL-Instruct model"
+            f"{wanted}, and the captioning model {model} is not here (without a GPU it is not downloaded), "
+            f"so {so if missing else 'all keep yours'}. For better ones put a .txt beside each picture, or set "
+            "CAPTIONER to a folder with a Qwen3-VL-Instruct model"
         )
     if captioning == "all":
         return True, f"captioning is all; loading {model} on {device} to write new ones for all {of} pictures"

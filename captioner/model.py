@@ -138,12 +138,12 @@ def weights_at_hand(model: str) -> list[Path]:
 def load(model: str, device: str, dtype: torch.dtype, fetch: Fetch = download) -> Iterator[Captioner]:
     """The captioning model from a folder or the Hub, in memory while the `with` lasts.
 
-    RuntimeError, naming the model, the reason and the ways out, where it cannot be loaded whole.
+    ValueError, naming the model, the reason and the ways out, where it cannot be loaded whole.
     """
     try:
         captioner = _load(model if Path(model).is_dir() else fetch(model), device, dtype)
     except (HTTPError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise RuntimeError(
+        raise ValueError(
             f"the captioning model {model} cannot be loaded: {str(error) or repr(error)}\n"
             "Set CAPTIONER to a folder or Hub id of a Qwen3-VL-Instruct model (Qwen/Qwen3-VL-4B-Instruct and "
             "Qwen/Qwen3-VL-2B-Instruct are smaller), or train with captioning=disabled, or put a .txt with a caption "

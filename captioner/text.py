@@ -280,9 +280,20 @@ def _named_noun(found: re.Match[str]) -> str:
 # --- telling
 
 
+_NAMED = 3
+"""Captions that a note on several names."""
+
+
 def table(captions: Mapping[str, Caption]) -> list[str]:
     """A line for every picture: its name, where its caption came from, the caption; below, what had to be done."""
     wide = max(map(len, captions), default=0)
     lines = [f"{name:<{wide}}  {caption.source:<8}  {caption.text}" for name, caption in captions.items()]
     lines += [f"{name}: yours was: {caption.own}" for name, caption in captions.items() if caption.own]
-    return lines + [f"{name}: {caption.note}" for name, caption in captions.items() if caption.note]
+    noted: dict[str, list[str]] = {}
+    for name, caption in captions.items():
+        if caption.note:
+            noted.setdefault(caption.note, []).append(name)
+    for note, names in noted.items():
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        lines.append(f"{', '.join(names[:_NAMED])}{more}: {note}")
+    return lines

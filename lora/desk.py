@@ -48,6 +48,8 @@ class Gathered:
     found: Sequence[Photo]
     sizes: Mapping[str, tuple[int, int]]
     """Width and height of each photo, upright, by its name."""
+    copies: frozenset[str]
+    """The photos of which another one is nearly a copy."""
     data: str
     """SHA-256 of pictures and captions."""
     flux: Base

@@ -95,10 +95,14 @@ def run(
         learned = learn.learn(
             encoded.material, gathered.flux, decided.plan, decided.settings, told, others, gathered.keeper
         )
-        measured = dataclasses.replace(learned.measured, likeness=by_eye(desk, captioned, encoded, learned))
+        measured = dataclasses.replace(
+            learned.measured,
+            likeness=by_eye(desk, captioned, encoded, learned),
+            repeated=len(gathered.copies) / len(gathered.found),
+        )
         called, ratio = " or ".join(captioned.subjects), learned.settings.prior_ratio
-        bounded = gathered.flux.native < SMALLEST_REAL_BASE
-        found = verdict.of(measured, called, request.lora_type, ratio, bounded)
+        toy = gathered.flux.native < SMALLEST_REAL_BASE
+        found = verdict.of(measured, called, request.lora_type, ratio, toy)
         tracked.numbers(learned.step, found.metrics())
         tar = pack(desk, gathered, captioned, encoded, learned, found, output)
         gathered.keeper.done()
@@ -132,7 +136,7 @@ def gather(desk: Desk, changes: Mapping[str, Any]) -> Gathered:
         for warning in [*warnings, *views.check_masks(found)]:
             log(f"{WARNING}{warning}")
         count = sum(photo.caption is not None for photo in found)
-        log("; ".join([f"{len(found)} pictures, {count} of them with a caption", *told]))
+        log("; ".join([f"pictures: {len(found)}, {count} of them with a caption", *told]))
     flux = _base(desk, found)
     log(f"base: {flux.name} ({flux.reason})")
     if flux.warning:
@@ -159,6 +163,7 @@ def gather(desk: Desk, changes: Mapping[str, Any]) -> Gathered:
     return Gathered(
         found=found,
         sizes={look.name: (look.width, look.height) for look in looks},
+        copies=survey.copies(looks),
         data=data,
         flux=flux,
         modules=modules,
@@ -208,13 +213,13 @@ def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
         spoken |= {seen.caption_of(said[name]): of[name] for name in parts}
         pictures = seen.pictures(gathered.found, said, parts, decided, thumbnails, log)
         examples = encode.encode_pictures(flux, decided.plan, pictures)
-        held_out = examine.hold_out(examples, [photo.name for photo in gathered.found], settings.seed)
+        held_out = examine.hold_out([photo.name for photo in gathered.found], gathered.copies, settings.seed)
         often = photos.weights(gathered.found)
         repeated = [example for example in examples for _ in range(often[examine.photo_of(example)])]
         unseen = [example for example in repeated if examine.photo_of(example) in held_out]
         if held_out:
             until = f"{settings.late_from:.0%} of the steps"
-            log(f"held out for the first {until}, to test the LoRA on pictures it has not seen: {', '.join(held_out)}")
+            log(f"held out until {until} are over, to see how it does on new pictures: {', '.join(held_out)}")
     with desk.stage("encoding prompts"):
         together = " and ".join(captioned.subjects)
         own = [text.fill_in(prompt, together) for prompt in parse_prompts(request.preview_prompts)]

@@ -7,6 +7,7 @@ parsed one. Nothing here touches the file's content, a model or the network.
 import dataclasses
 import os
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lora import trigger
@@ -132,24 +133,12 @@ class TrainRequest:
                 faults.append(f"{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}")
         if self.mode is not None and self.mode not in MODES:
             faults.append(f"mode: {self.mode!r} is not one of {', '.join(MODES)}")
-        if self.resolution is not None:
-            try:
-                parse_resolution(self.resolution)
-            except ValueError as error:
-                faults.append(str(error))
         if self.preview_every and self.training_steps and self.training_steps / self.preview_every > MAX_PREVIEWS:
             faults.append(
                 f"preview_every: {self.preview_every} of {self.training_steps} steps are more than {MAX_PREVIEWS}"
                 f" previews, and each takes time; give {-(-self.training_steps // MAX_PREVIEWS)} or more, or 0"
             )
-        try:
-            parse_preservation(self.preservation)
-        except ValueError as error:
-            faults.append(str(error))
-        try:
-            parse_prompts(self.preview_prompts)
-        except ValueError as error:
-            faults.append(str(error))
+        faults += faults_of({name: getattr(self, name) or "" for name in PARSED})
         faults += self._faults_of_resuming() + self._faults_of_publishing(secrets)
         if faults:
             raise ValueError("\n".join(faults))
@@ -208,13 +197,13 @@ class TrainRequest:
 
 
 def without_secrets(address: str) -> str:
-    """An address without its user, port, query and fragment, in which presigned ones carry their keys, or a `data:`
+    """An address without its user, query and fragment, in which presigned ones carry their keys, or a `data:`
     address without its content."""
     if address[:5].lower() == "data:":
         return f"{address.partition(',')[0][:60]},..."
     scheme, found, rest = re.split(r"[?#]", address, maxsplit=1)[0].partition("://")
     host, slash, path = rest.partition("/")
-    return f"{scheme}{found}{re.sub(r':[0-9]*$', '', host.rpartition('@')[2])}{slash}{path}"
+    return f"{scheme}{found}{host.rpartition('@')[2]}{slash}{path}"
 
 
 def parse_resolution(text: str) -> tuple[int, ...]:
@@ -224,8 +213,9 @@ def parse_resolution(text: str) -> tuple[int, ...]:
     for part in text.split(","):
         side = int(part) if part.strip().isascii() and part.strip().isdigit() else -1
         if not low <= side <= high or side % PATCH:
+            which = repr(text) if part == text else f"{part.strip()!r} in {text!r}"
             raise ValueError(
-                f"resolution: {part.strip()!r} in {text!r} is not a multiple of {PATCH} from {low} to {high};"
+                f"resolution: {which} is not a multiple of {PATCH} from {low} to {high};"
                 ' give one or several, separated by commas, such as "512,768,1024"'
             )
         sides.add(side)
@@ -257,3 +247,23 @@ def parse_prompts(text: str) -> list[str]:
             f"preview_prompts: {len(lines)} prompts are more than {MAX_PREVIEW_PROMPTS}; give fewer, one a line"
         )
     return lines
+
+
+PARSED: Mapping[str, Callable[[str], object]] = {
+    "resolution": parse_resolution,
+    "preservation": parse_preservation,
+    "preview_prompts": parse_prompts,
+}
+"""Inputs of text that has a form, with what reads it."""
+
+
+def faults_of(texts: Mapping[str, str]) -> list[str]:
+    """What is wrong with these inputs of PARSED, a line each; an empty one is right."""
+    faults = []
+    for name, text in texts.items():
+        try:
+            if text:
+                PARSED[name](text)
+        except ValueError as error:
+            faults.append(str(error))
+    return faults

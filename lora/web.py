@@ -82,6 +82,10 @@ def _stream(url: str, path: Path, most: int) -> None:
 
 
 def told(error: object) -> str:
-    """The first line of an error, in which the addresses are without their secrets."""
+    """The first line of an error, in which the addresses are without their secrets; of the system's own its words."""
+    if isinstance(error, urllib.error.URLError) and isinstance(error.reason, OSError):
+        error = error.reason
+    if isinstance(error, OSError) and error.strerror:
+        error = error.strerror
     line = str(error).strip().partition("\n")[0][:SHOWN]
     return re.sub(r"//[^/\s]*@", "//", re.sub(r"[?#][^\s'\"]*", "", line))

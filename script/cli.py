@@ -62,16 +62,18 @@ def parse(
     parser.add_argument("-i", "--input", action="append", default=[], dest="inputs", metavar="NAME=VALUE")
     parser.add_argument("-o", "--output", default=command.output, metavar="FILE")
     parser.add_argument("-h", "--help", action="store_true")
-    arguments = parser.parse_args(argv)
+    arguments, others = parser.parse_known_args(argv)
     if arguments.help:
         say(help_text(command, signature))
         raise SystemExit(0)
 
     output = Path(arguments.output)
     values, faults = check(signature, arguments.inputs, environ, command.folders)
-    faults += contradictions(values)
+    faults = [*map(_stray, others), *faults, *contradictions(values)]
     if output.is_dir():
         faults.append(f"-o: {output} is a folder; name a file")
+    elif not output.absolute().parent.is_dir():
+        faults.append(f"-o: there is no folder {output.parent}; make it first, or name another")
     else:
         try:  # before an hour of work: what permissions promise is not what a disk does
             with disk.writing(output.absolute()), tempfile.TemporaryFile(dir=output.absolute().parent) as probe:
@@ -83,6 +85,13 @@ def parse(
         print(f"{command.program} --help shows every input", file=sys.stderr)
         raise SystemExit(2)
     return values, output
+
+
+def _stray(argument: str) -> str:
+    """What to write in place of an argument that is neither -i nor -o."""
+    if "=" in argument:
+        return f"{files.cut(argument)}: an input is given behind -i: -i {files.cut(argument.lstrip('-'))}"
+    return f"{files.cut(argument)}: no such option; inputs are given as -i NAME=VALUE"
 
 
 def check(
@@ -103,7 +112,8 @@ def check(
             close = difflib.get_close_matches(name, signature.inputs, n=1) or [
                 known for known in signature.inputs if name and known.startswith(name)
             ]
-            faults.append(f"{name}: no such input" + (f"; {close[0]} is meant?" if close else ""))
+            meant = f"; {close[0]} is meant?" if close else "; write -i NAME=VALUE" if not name else ""
+            faults.append(f"{name or repr(pair)}: no such input{meant}")
             continue
         if name in given:
             faults.append(f"{name}: given twice")
@@ -257,7 +267,7 @@ def run(command: Command, work: Callable[[], None]) -> int:
     """
     for end in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(end, _exit)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it hints at packages on import, which nobody here lacks
+    hush()
     try:
         with disk.work_folder(f"{Path(command.program).name}-") as folder:
             os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
@@ -278,6 +288,11 @@ def run(command: Command, work: Callable[[], None]) -> int:
         print(f"{command.program}: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def hush() -> None:
+    """To be called before transformers is imported: it hints at packages then, which nobody here lacks."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def _exit(number: int, frame: FrameType | None) -> None:

@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from script import cli, files
+
 NAMINGS = {
     "diffusers": "diffusers, ComfyUI, Replicate: what the trainer writes",
     "bfl": "Black Forest Labs' own code",
@@ -28,9 +30,9 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     path: Path = arguments.file
     output: Path = arguments.output or path.with_name(f"{path.stem}-{arguments.to}.safetensors")
+    cli.hush()
     from lora.file import weights  # only now: it loads torch
     from lora.file.names import some
-    from script import cli
 
     try:
         if output.suffix != ".safetensors":
@@ -38,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
                 f"-o: {output.name} must end in .safetensors; a trainer's tar holds diffusers' names alone"
             )
         with tempfile.TemporaryDirectory() as folder:
-            lora = weights.read(weights.take_out(path, Path(folder)))
+            lora = weights.read(weights.take_out(files.local(str(path)), Path(folder)))
             left_out = dict(lora.left_out)
             if arguments.to == "bfl" and lora.text:
                 left_out["the CLIP text encoder, which has no place under these names"] = list(lora.text)

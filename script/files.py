@@ -14,6 +14,8 @@ from lora.request import without_secrets
 
 SHOWN = 100
 """Characters of a value that a message shows."""
+LEFT_BESIDE = ("-preview.webp", "-report.html", "-checkpoints")
+"""What script/train writes beside its tar, behind the tar's stem."""
 MAX_DOWNLOAD = 4 * 2**30
 """Bytes, as of an archive."""
 
@@ -92,10 +94,13 @@ def fetched(name: str, value: Path) -> Path:
 
 
 def packed(folder: Path, target: Path) -> Path:
-    """The files of a folder, hidden ones left out, as a zip without compression. Raises DiskError."""
+    """The files of a folder, hidden ones and what a training left there left out, as a zip without compression. Raises
+    DiskError."""
+    left = {folder / f"{tar.stem}{ending}" for tar in folder.glob("*.tar") for ending in (".tar", *LEFT_BESIDE)}
     with disk.writing(target), zipfile.ZipFile(target, "w", strict_timestamps=False) as archive:
         for file in sorted(folder.rglob("*")):
             name = file.relative_to(folder)
-            if file.is_file() and not any(part.startswith(".") for part in name.parts):
+            hidden = any(part.startswith(".") for part in name.parts)
+            if file.is_file() and not hidden and left.isdisjoint({file, *file.parents}):
                 archive.write(file, name.as_posix())
     return target

@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lora import disk, presets
+from lora import disk, presets, request
 from lora.result import tarball
 from script import cli, signature
 
@@ -31,7 +31,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _contradictions(values: Mapping[str, object]) -> list[str]:
-    return presets.settle(presets.Asked.of(values)).all_faults()
+    texts = {name: str(values.get(name) or "") for name in request.PARSED}
+    return [*presets.settle(presets.Asked.of(values)).all_faults(), *request.faults_of(texts)]
 
 
 def _train(values: dict[str, object], output: Path) -> None:

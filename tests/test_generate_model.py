@@ -260,7 +260,7 @@ def test_sizes_formats_and_a_picture_to_start_from(artist: Server, flux: Base) -
     assert (chosen.format, chosen.size) == ("JPEG", (96, 64))
     [square], log = _answer(artist, width=100, height=64)
     assert square.size == (flux.native, flux.native)
-    assert "width and height are ignored with aspect_ratio 1:1" in log
+    assert "width and height are not used with aspect_ratio 1:1; give aspect_ratio=custom" in log
     start = Image.new("RGB", (300, 150), world.COLOURS["blue"])
     assert "ValueError: image: " in _refused(artist, image=_uri(start)[:-100])
     assert "mask: there is no image that it belongs to" in _refused(artist, mask=_uri(start))

@@ -182,7 +182,7 @@ def test_pictures_of_a_folder_with_repeats_come_as_often_and_it_is_said(
         for name, folder in (("0.png", "6_ANNA woman"), ("1.png", "2_ANNA woman in red"), ("2.png", "reg/1_woman")):
             out.writestr(f"{folder}/{name}", given.read(name))
     _run(tmp_path / "kohya.zip", tmp_path / "out", lines.append)
-    assert any("on 4 examples" in line for line in lines)
+    assert any(line.endswith("each size counted: 4") for line in lines)
     told = "\n".join(lines)
     assert "trained in the ratio '2_ANNA woman in red' 1, '6_ANNA woman' 3" in told
     assert "1 file of regularisation pictures left out" in told
@@ -194,8 +194,8 @@ def test_a_mask_in_the_archive_weighs_its_picture_and_the_others_train_as_they_a
     def losses(name: str) -> list[str]:
         lines: list[str] = []
         _run(tmp_path / name, tmp_path / "out", lines.append, seed=1)
-        assert ("0.png: 96x96; weighted by its mask" in lines) == ("0.png: 96x96" not in lines)
-        assert any(line.startswith("1.png: ") and "mask" not in line for line in lines)
+        weighed = "96x96, weighted by their masks: 0.png" in lines
+        assert weighed == (masks[name] is not None)
         return [line for line in lines if "on fixed noise" in line]
 
     masks = {"none": None, "black": 0, "half": 255}
@@ -350,7 +350,7 @@ def test_the_log_ends_with_the_verdict(eight: Path, work: Path, tmp_path: Path) 
     _run(eight, tmp_path / "out", lines.append, resolution="64")
     last = next(i for i, line in enumerate(lines) if line.startswith("seconds: "))
     assert lines[last + 1].startswith("Verdict: ")
-    assert [line.split(":")[0] for line in lines[last + 2 :]][:2] == ["Learned", "Its own word"]
+    assert [line.split(":")[0] for line in lines[last + 2 :]] == ["Learned", "Not memorised"], "nothing was learned"
 
 
 def test_a_training_that_breaks_down_past_half_returns_its_last_sound_weights(

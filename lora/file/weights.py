@@ -73,7 +73,10 @@ def read(path: Path) -> Weights:
             ) from error
         if path.is_file() and _begins(path) == b"GGUF":
             raise ValueError(f"{called} is a GGUF, a whole checkpoint, no LoRA; ComfyUI-GGUF reads it") from error
-        raise ValueError(f"{called} is not a whole safetensors file: {str(error)[:200]}") from error
+        raise ValueError(
+            f"{called} is not a whole safetensors file ({str(error)[:200]}); fetch it again if it should be one, or"
+            " give a safetensors or a trainer's tar"
+        ) from error
     try:
         if kind:
             raise ValueError(f"it is {kind.name}; {kind.reader}")

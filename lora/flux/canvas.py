@@ -55,7 +55,7 @@ def blank(aspect_ratio: str, width: float | None, height: float | None, side: in
         return Canvas(size=size_for(aspect_ratio, side))
     if width is None or height is None:
         missing = " and ".join(name for name, value in (("width", width), ("height", height)) if value is None)
-        raise ValueError(f"aspect_ratio: custom takes width and height, and {missing} is missing; give both in pixels")
+        raise ValueError(f"aspect_ratio: custom takes width and height in pixels; give {missing} too")
     return Canvas(size=(max(16, round(width / 16) * 16), max(16, round(height / 16) * 16)))
 
 

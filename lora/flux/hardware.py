@@ -100,7 +100,7 @@ def plan(
     fits.
     """
     if gpu is None:
-        reason = "no GPU: on the CPU in float32, which only makes sense for a toy base"
+        reason = "no GPU, so on the CPU in float32, which is fast enough for a toy base alone"
         return Plan(device="cpu", dtype=torch.float32, checkpointing=False, reason=reason, batch_size=batch_size)
     tokens = (max(resolutions) / 16) ** 2 + 512
     have = f"{gpu.name} has {gpu.memory / GIB:.0f} GiB"

@@ -164,7 +164,7 @@ def _what_it_is(path: Path) -> str:
     kind = kinds.kind(head)
     if kind and kind not in kinds.PICTURES:
         return f"is a {kind} whatever its name says: convert it or leave it out"
-    return f"is damaged, or no {', '.join(FORMATS)} whatever its name says"
+    return f"is damaged, or no {', '.join(FORMATS)} whatever its name says; save it again, or leave it out"
 
 
 def read_picture(path: Path, pixels: int | None = None) -> Image.Image:

@@ -127,15 +127,25 @@ def report(looks: Sequence[Look], resolutions: Sequence[int], merged: buckets.Me
         if kept < 1 - CROPPED:
             cropped.append(f"{told}, {kept:.0%} kept)")
     if small:
-        lines.append(f"smaller than the smallest bucket, and enlarged to it: {_some(small)}")
+        lines.append(
+            f"smaller than the smallest size that is trained, and enlarged; send larger ones if you can: {_some(small)}"
+        )
     if tiny:
         lines.append(f"enlarged by more than {ENLARGED:g}, which teaches blur, use larger ones: {_some(tiny)}")
     if cropped:
-        lines.append(f"of other shapes than the sizes that are trained, so only the middle is used: {_some(cropped)}")
+        lines.append(
+            "of other shapes than the sizes that are trained, so only the middle is used; crop them yourself to choose"
+            f" the part: {_some(cropped)}"
+        )
     blurred = [repr(look.name) for look in looks if look.steepness is not None and look.steepness < BLURRED]
     if blurred:
-        lines.append(f"blurred: {_some(blurred)}")
+        lines.append(f"blurred, which is learned too; leave out those that are meant to be sharp: {_some(blurred)}")
     return lines
+
+
+def copies(looks: Sequence[Look]) -> frozenset[str]:
+    """The pictures of which another one is nearly a copy."""
+    return frozenset(look.name for group in _alike(looks) for look in group)
 
 
 def _bits(image: Image.Image) -> int:

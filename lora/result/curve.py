@@ -124,9 +124,11 @@ def _sentences(curve: Curve) -> Iterator[str]:
         yield f"The smoothed loss ended at {smoothed(curve.losses)[-1]:.4f}."
     if curve.checks:
         best, lowest = min(curve.checks, key=lambda check: check[1])
+        last, end = curve.checks[-1]
+        least = "its lowest" if best == last else f"and {lowest:.4f} at its lowest, at step {best}"
         yield (
             f"On training pictures, with the same noise and timesteps every time, it was {curve.checks[0][1]:.4f}"
-            f" before the training, {curve.checks[-1][1]:.4f} at the end and lowest, {lowest:.4f}, at step {best}."
+            f" before the training, {end:.4f} at the end, {least}."
         )
     if curve.best is not None:
         yield f"The weights of step {curve.best} are the ones returned."

@@ -83,10 +83,17 @@ def page(
         held=_held(record.get("held"), inputs["lora_rank"]),
         lessons=lessons,
         sources=SOURCES,
-        settings={**inputs, **decided},
+        reasons=[(name, _decided(name, decided), why) for name, why in decided["reasons"].items()],
+        settings={**inputs, **{name: value for name, value in decided.items() if name != "reasons"}},
         versions=record["versions"],
         record=json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False),
     )
+
+
+def _decided(name: str, decided: Mapping[str, Any]) -> Any:
+    """What was decided of that name; None where the reason says it itself."""
+    value = decided.get(name)
+    return None if value == decided["reasons"][name] else value
 
 
 LEAST_HELD = 5

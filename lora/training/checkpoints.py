@@ -70,15 +70,15 @@ class Checkpoints:
     def best(self) -> tuple[Checkpoint, str]:
         """The checkpoint to return, and why."""
         best = self.overfitted()
-        return (best, "the gain on held-out pictures was highest there") if best else self.choose()
+        return (best, "the loss on held-out pictures was lowest there") if best else self.choose()
 
     def choose(self) -> tuple[Checkpoint, str]:
         """The last checkpoint, unless one before was better by BETTER_BY; and why."""
         last, best = self.kept[-1], max(self.kept, key=lambda kept: kept.score)
         if best.score >= last.score + BETTER_BY:
             return best, (
-                f"its gain is {best.glance.own:.2f} and its drift {best.glance.drift:.3f};"
-                f" at step {last.step} {last.glance.own:.2f} and {last.glance.drift:.3f}"
+                f"its loss on the pictures is {best.glance.own:.0%} below the base's and it changes other prompts by"
+                f" {best.glance.drift:.0%}; step {last.step}: {last.glance.own:.0%} and {last.glance.drift:.0%}"
             )
         return last, "no earlier one was better"
 

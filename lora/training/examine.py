@@ -9,7 +9,7 @@ trained on. `lora.result.verdict` says what the numbers mean.
 
 import dataclasses
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,34 +42,16 @@ CLOSE_UP = "//close-up"
 """Behind a photo's name: its close-up. No file has such a name."""
 CONFUSED = 0.5
 """Of the difference that made-up words have; see `confusable`."""
-TWIN = 0.1
-"""Copies saved as JPEG of quality 70 differed by .03 and .04 on the toy base, any two of the examples by .33 and
-more."""
 HOLD_OUT = {8: 1, 16: 2}
 """From so many pictures on, how many are held out."""
 
 
-def hold_out(examples: Sequence[Example], names: Sequence[str], seed: int) -> list[str]:
-    """The pictures to keep out of the first part of the training; none where there are fewer than eight. A picture
-    that has a twin is none that the LoRA has not seen."""
+def hold_out(names: Sequence[str], copies: Collection[str], seed: int) -> list[str]:
+    """The pictures to keep out of the first part of the training; none where there are fewer than eight. One of
+    `copies`, of which another picture is nearly a copy, is none that the LoRA has not seen."""
     count = max((many for least, many in HOLD_OUT.items() if len(names) >= least), default=0)
-    single = sorted({*names} - twins(examples))
+    single = sorted({*names} - {*copies})
     return random.Random(seed).sample(single, min(count, len(single)))
-
-
-def twins(examples: Sequence[Example]) -> set[str]:
-    """The photos of which another one of the same shape is nearly a copy: at their smallest size their latents differ
-    by less than TWIN of what latents vary by."""
-    found = set()
-    whole = [example for example in smallest(examples) if not _shown(example).endswith(CLOSE_UP)]
-    for alike in _by_shape(whole):
-        latents = torch.stack([example.mean.float().flatten() for example in alike])
-        apart = torch.cdist(latents, latents).square() / latents.shape[1]
-        spread = latents.var(dim=1)
-        near = apart < TWIN * (spread[:, None] + spread) / 2
-        near.fill_diagonal_(False)
-        found |= {photo_of(example) for example, twin in zip(alike, near.any(dim=1).tolist(), strict=True) if twin}
-    return found
 
 
 def smallest(examples: Sequence[Example]) -> list[Example]:
@@ -282,8 +264,6 @@ class Examination:
         self._learned = _Pictures(transformer, learned, asked, texts, seed)
         self._unseen = _Pictures(transformer, unseen, asked, texts, seed + 1) if unseen else None
         self._last: tuple[float, Gains] | None = None
-        every = [*learned, *unseen]
-        self._repeated = len(twins(every)) / max(1, len({photo_of(example) for example in every}))
 
     def start(self) -> float:
         """The loss of the training pictures as the training begins: the base's, or that of the LoRA it goes on from."""
@@ -322,7 +302,6 @@ class Examination:
             unseen=unseen,
             own_then=own_then,
             drift=self._drift(),
-            repeated=self._repeated,
         )
 
     def _drift(self) -> float:

@@ -218,8 +218,8 @@ def looking(change: Change, watch: Watch, examination: Examination, steps: int, 
         with change.as_lora(step):
             if whole is not None:
                 log(
-                    f"{in_words(change.held[step])}; gain on training pictures {whole:.2f} with all of the change,"
-                    f" {gain():.2f} with the LoRA"
+                    f"{in_words(change.held[step])}; on training pictures the loss is {whole:.0%} below the"
+                    f" base's with all of the change, {gain():.0%} with what the LoRA holds"
                 )
             return watch(step)
 

@@ -150,7 +150,7 @@ def _attempt(
             parameters = _adapted(transformer, material, settings)
             change = Change(transformer, settings.seed) if settings.full else None
             count = sum(weight.numel() for weight in (change.weights.values() if change else parameters))
-            told.log(f"{count:,} weights to train, on {len(material.learned)} examples")
+            told.log(f"weights to train: {count:,}; pictures, each size counted: {len(material.learned)}")
             reports = _steps(transformer, parameters, priors, work, world, lent, told.log, change)
             checkpoints = Checkpoints(parameters, settings.steps)
             watch = Watch(

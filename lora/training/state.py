@@ -177,8 +177,11 @@ def keeper(folder: str | None, request: TrainRequest, data: str, flux: Base, log
     if not folder:
         return Keeper()
     place = Path(folder)
-    with disk.writing(place):
-        place.mkdir(parents=True, exist_ok=True)
+    try:
+        with disk.writing(place):
+            place.mkdir(parents=True, exist_ok=True)
+    except disk.DiskError as error:
+        raise disk.DiskError(f"CHECKPOINTS: {error}") from error
     for old in (*place.glob(f"*{ENDING}"), *place.glob(f"*{ENDING}{PART}")):
         with contextlib.suppress(OSError):
             if time.time() - old.stat().st_mtime > KEPT_DAYS * 86400:

@@ -157,8 +157,7 @@ def _numbers(at: StepReport) -> dict[str, float]:
 def _in_words(values: Mapping[str, float]) -> str:
     told = f"lr {values['learning_rate']:.2g}"
     if "prior_weight" in values:
-        norms = f"{values['gradient_norm']:.2g} and {values['prior_gradient_norm']:.2g}"
-        told = f"prior {values['prior_loss']:.4f} (gradients {norms}, weight {values['prior_weight']:.2g}), {told}"
+        told = f"prior {values['prior_loss']:.4f} (weight {values['prior_weight']:.2g}), {told}"
     return told
 
 
@@ -224,10 +223,12 @@ class Watch:
             values = {"validation_loss": glance.loss, "gain": glance.own}
             values |= {"drift": glance.drift} if self._checkpoints.keeps(step) else {}
             before = self.checks[0][1]
-            line = f"step {step}/{self._steps}: {glance.loss:.4f} on fixed noise, {before:.4f} before training"
+            line = f"step {step}/{self._steps}: loss on fixed noise {glance.loss:.4f}, before training {before:.4f}"
             if glance.unseen is not None:
                 values["gain_unseen"] = glance.unseen
-                line += f"; gain {glance.own:.2f} on training pictures, {glance.unseen:.2f} on held-out ones"
+                line += (
+                    f"; below the base's by {glance.own:.0%} on training pictures, {glance.unseen:.0%} on held-out ones"
+                )
             told.log(line)
             self._tell_whether_enough(step)
             if step == max(due for due in self._checkpoints.due if due <= max(self._held_out_until, 1)):
@@ -236,7 +237,7 @@ class Watch:
             told.tracked.numbers(step, values)
             if step < self._steps and (best := self._checkpoints.overfitted()):
                 told.log(
-                    f"overfitting: the gain on held-out pictures was highest at step {best.step} and has fallen since;"
+                    f"overfitting: the loss on held-out pictures was lowest at step {best.step}, and has risen since;"
                     " the training stops"
                 )
                 return True
@@ -272,9 +273,9 @@ class Watch:
             gain, rise = found
             self.enough = round(self._suggested_steps * step / self._steps)
             self._told.log(
-                f"learned enough at step {step} of {self._steps}: the gain with the trigger word is {gain:.2f} and has"
-                f" risen by {max(rise, 0):.2f} in the last two evaluations; training_steps={self.enough} would probably"
-                " be enough"
+                f"learned enough at step {step} of {self._steps}: with the trigger word the loss is {gain:.0%} below the"
+                f" base's, and was {gain - max(rise, 0):.0%} two evaluations before; training_steps={self.enough}"
+                " would probably be enough"
             )
 
     def drawn_before(self, step: int) -> dict[int, list[Image.Image]]:

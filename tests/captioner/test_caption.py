@@ -244,7 +244,7 @@ def test_a_model_that_cannot_be_loaded_whole_is_an_error_with_ways_out(
     spoiled = Path(shutil.copytree(folder, tmp_path / "spoiled"))
     spoil(spoiled)
     with (
-        pytest.raises(RuntimeError, match=rf"(?s)spoiled cannot be loaded: .*({reason})") as error,
+        pytest.raises(ValueError, match=rf"(?s)spoiled cannot be loaded: .*({reason})") as error,
         load(str(spoiled), "cpu", torch.float32),
     ):
         pass
@@ -296,8 +296,9 @@ def test_a_model_is_at_hand_when_every_file_of_it_is(cached: Path, tmp_path: Pat
             "automatic",
             2,
             False,
-            "without a GPU .* Qwen/Qwen3-VL-8B-Instruct is not downloaded, so they get a template",
+            "Qwen/Qwen3-VL-8B-Instruct is not here .without a GPU it is not downloaded., so they get a template",
         ),
+        ("cpu", "all", 0, False, "^captioning is all, and the captioning model .* is not here .*, so all keep yours"),
     ],
 )
 def test_the_model_is_asked_only_where_a_caption_is_missing(
@@ -416,11 +417,11 @@ def test_without_gpu_and_model_the_missing_ones_get_a_template_and_it_is_said(pa
     assert list(captions) == list(paths)
     assert [caption.source for caption in captions.values()] == ["template"] * 2 + ["yours"] + ["template"] * 3
     assert captions["0.png"].text == "A photo of TOK"
-    assert "5 of 6 pictures have no caption, and without a GPU the captioning model /no/such/model is not" in log[0]
+    assert "5 of 6 pictures have none, and the captioning model /no/such/model is not here" in log[0]
 
 
 def test_on_a_gpu_a_model_that_cannot_be_loaded_is_an_error(paths: dict[str, Path]) -> None:
-    with pytest.raises(RuntimeError, match=r"(?s)/no/such/model cannot be loaded.*CAPTIONER.*captioning=disabled"):
+    with pytest.raises(ValueError, match=r"(?s)/no/such/model cannot be loaded.*CAPTIONER.*captioning=disabled"):
         all_captions(paths, {}, "/no/such/model", device="cuda")
     assert (
         all_captions(paths, {}, "/no/such/model", device="cuda", captioning="disabled")[0]["0.png"].source == "template"

@@ -341,6 +341,11 @@ def test_the_table_has_a_line_for_each_picture_and_then_the_notes() -> None:
     ]
 
 
+def test_a_note_that_many_captions_share_is_told_once() -> None:
+    captions = {f"{number}.jpg": Caption(text="TOK a", source="yours", note="mended") for number in range(5)}
+    assert table(captions)[5:] == ["0.jpg, 1.jpg, 2.jpg and 2 more: mended"]
+
+
 # --- whole words
 
 

@@ -173,7 +173,7 @@ def test_an_answer_that_is_no_whole_http_is_asked_for_again_and_then_told(
     web.answers, web.asked = [broken], []
     told = _refusal(f"{web.url}/lora.safetensors?key=secret", tmp_path)
     assert says in told
-    assert "127.0.0.1/lora.safetensors could not be fetched" in told
+    assert f"{web.url}/lora.safetensors could not be fetched" in told
     assert len(web.asked) == TRIES
 
 
@@ -211,7 +211,7 @@ def test_a_redirect_elsewhere_is_told_without_its_secrets(web: Web, tmp_path: Pa
 def test_a_web_page_in_place_of_the_file_is_told(page: bytes, web: Web, tmp_path: Path) -> None:
     web.answers = [_answer(page)]
     told = _refusal(f"{web.url}/lora.safetensors?key=secret", tmp_path)
-    assert "127.0.0.1/lora.safetensors answers with a web page: give the address of the file itself" in told
+    assert f"{web.url}/lora.safetensors answers with a web page: give the address of the file itself" in told
     assert len(web.asked) == 1
 
 

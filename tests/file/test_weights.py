@@ -129,6 +129,9 @@ def test_inspecting_what_is_no_lora_says_so_and_fails(tmp_path: Path, capsys: py
     assert inspect.main([str(tmp_path / "pickle.safetensors")]) == 1
     assert "pickle.safetensors is a zip, or a checkpoint of torch's own kind" in capsys.readouterr().err
     assert inspect.main([str(tmp_path / "gone.safetensors")]) == 1
+    assert "script/inspect: no file /" in capsys.readouterr().err
+    assert convert.main([str(tmp_path), "--to", "bfl"]) == 1
+    assert "is a folder, and a file is wanted" in capsys.readouterr().err
 
 
 def test_a_tar_must_hold_one_lora(tmp_path: Path) -> None:

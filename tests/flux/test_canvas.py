@@ -20,9 +20,9 @@ def test_a_ratio_is_a_size_of_the_bases_area(ratio: str, side: int, size: tuple[
 def test_width_and_height_are_for_custom_alone() -> None:
     assert canvas.blank("custom", 100, 64.0, 96).size == (96, 64)
     assert canvas.blank("1:1", 100, 64, 96).size == (96, 96)
-    with pytest.raises(ValueError, match="aspect_ratio: custom takes width and height, and height is missing"):
+    with pytest.raises(ValueError, match="aspect_ratio: custom takes width and height in pixels; give height too"):
         canvas.blank("custom", 100, None, 96)
-    with pytest.raises(ValueError, match="and width and height is missing"):
+    with pytest.raises(ValueError, match="give width and height too"):
         canvas.blank("custom", None, None, 96)
 
 

@@ -68,7 +68,7 @@ def test_previews_are_looked_at_and_it_is_told(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        (None, "left out without a GPU; EYE names a folder"),
+        (None, "not measured without a GPU, unless EYE names a folder"),
         ("none", "left out, as EYE says"),
         ("", "left out, as EYE says"),
         ("/no/such/eye", "left out, for EYE, '/no/such/eye', cannot be loaded"),

@@ -84,7 +84,10 @@ def test_small_tiny_and_long_pictures_are_told_apart(reported, tmp_path):
     }
     lines = reported(tmp_path, pictures)
     assert len(lines) == 3
-    assert lines[0] == "smaller than the smallest bucket, and enlarged to it: 'small.png' (300 x 200)"
+    assert lines[0] == (
+        "smaller than the smallest size that is trained, and enlarged; send larger ones if you can:"
+        " 'small.png' (300 x 200)"
+    )
     assert "more than 2" in lines[1]
     assert "'tiny.png' (140 x 100, 2.2 times)" in lines[1]
     assert "'long.png' (4000 x 300, 30% kept)" in lines[2]
@@ -93,7 +96,9 @@ def test_small_tiny_and_long_pictures_are_told_apart(reported, tmp_path):
 @pytest.mark.parametrize(("radius", "blurred"), [(0, False), (1, False), (4, True), (12, True)])
 def test_a_blurred_picture_is_told_from_a_soft_one(radius, blurred, reported, tmp_path):
     lines = reported(tmp_path, {"a.png": drawing(9).filter(ImageFilter.GaussianBlur(radius))})
-    assert lines == (["blurred: 'a.png'"] if blurred else [])
+    assert lines == (
+        ["blurred, which is learned too; leave out those that are meant to be sharp: 'a.png'"] if blurred else []
+    )
 
 
 def test_a_plain_or_tiny_picture_is_not_called_blurred(tmp_path):
@@ -138,6 +143,7 @@ def test_small_things_in_other_places_shapes_and_colours_do_not_look_alike(kind,
     pictures = {f"{number}.jpg": image for number, image in enumerate(SMALL[kind])}
     lines = survey.report(looks(tmp_path, pictures), [512])
     assert [line for line in lines if "look alike" in line] == []
+    assert survey.copies(looks(tmp_path, pictures)) == frozenset()
 
 
 @pytest.mark.parametrize("kind", SMALL)
@@ -145,8 +151,8 @@ def test_a_copy_of_such_a_picture_is_found_all_the_same(kind, tmp_path):
     image = SMALL[kind][0]
     image.save(tmp_path / "copy.jpg", quality=90)
     again = Image.open(tmp_path / "copy.jpg")
-    [line] = survey._alike(looks(tmp_path, {"a.png": image, "b.png": SMALL[kind][1], "again.png": again}))
-    assert [look.name for look in line] == ["a.png", "again.png"]
+    found = looks(tmp_path, {"a.png": image, "b.png": SMALL[kind][1], "again.png": again})
+    assert survey.copies(found) == {"a.png", "again.png"}
 
 
 @pytest.mark.parametrize("at", range(300, 324, 2))
@@ -206,7 +212,8 @@ def test_nothing_is_said_of_real_photographs_until_they_are_blurred_or_doubled(n
     worse = looks(tmp_path, {"copy.jpg": copy, "soft.jpg": copy.filter(ImageFilter.GaussianBlur(5))})
     alike, blurred = survey.report([*seen, *worse], [512])
     assert alike.startswith(f"{found[0].name!r}, 'copy.jpg'")
-    assert blurred == "blurred: 'soft.jpg'"
+    assert blurred.startswith("blurred, ")
+    assert blurred.endswith("sharp: 'soft.jpg'")
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

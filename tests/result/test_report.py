@@ -23,7 +23,10 @@ CURVE = Curve(losses=[0.5, 0.4, 0.9, 0.3], checks=[(0, 0.6), (2, 0.5), (4, 0.45)
 RECORD: dict[str, Any] = {
     "run_id": "0123456789abcdef",
     "inputs": {"trigger_word": "<TOK>", "lora_type": "subject", "lora_rank": 16, "learning_rate": None, "seed": None},
-    "decided": {"base": "toyflux", "plan": "no GPU", "learning_rate": 0.002, "seed": 7, "resolutions": [96]},
+    "decided": {
+        **{"base": "toyflux", "plan": "no GPU", "learning_rate": 0.002, "seed": 7, "resolutions": [96], "licence": {}},
+        "reasons": {"plan": "no GPU", "recipe": "the toy's", "seed": "chosen at random"},
+    },
     "versions": {"torch": "2.13.0"},
 }
 
@@ -68,6 +71,28 @@ def test_the_page_tells_whose_weights_they_are_where_an_earlier_step_was_better(
         "stroke-dasharray",
     ):
         assert told in page
+
+
+def test_a_finding_without_a_word_has_no_colour() -> None:
+    found = dataclasses.replace(VERDICT, findings=[dataclasses.replace(VERDICT.findings[0], worded=False)])
+    for verdict, word in ((VERDICT, "clear"), (found, "")):
+        assert f'<li class="{word}"><strong>Learned' in report.page(RECORD, [_lesson()], [], CURVE, verdict, [])
+    page = report.page(RECORD, [_lesson()], [], CURVE, found, [])
+    assert ".verdict li.clear { border-color: var(--good); }" in page
+    assert re.search(r"\.verdict li \{[^}]*border-left: \.3rem solid var\(--line\)", page)
+
+
+def test_what_was_decided_stands_with_its_reason_and_nothing_stands_as_python() -> None:
+    page = report.page(RECORD, [_lesson()], _previews(2), CURVE, VERDICT, [])
+    reasons, settings, _ = re.split(r"<h2>Made|<details>", page.split("<h2>Settings</h2>")[1])[:3]
+    assert re.findall(r"<th>(.*?)</th><td>(.*?)</td>", reasons, re.DOTALL) == [
+        ("plan", "no GPU"),
+        ("recipe", "the toy&#39;s"),
+        ("seed", '7 <span class="soft">(chosen at random)</span>'),
+    ]
+    assert "<th>learning_<wbr>rate</th><td>0.002</td>" in settings
+    assert "licence" not in settings
+    assert "{" not in settings
 
 
 def test_the_page_stands_by_itself() -> None:

@@ -155,6 +155,23 @@ def test_all_faults_are_named_and_nothing_starts(example, capsys):
         assert fault in said
 
 
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["steps=3"], "steps=3: an input is given behind -i: -i steps=3"),
+        (["--steps=3"], "--steps=3: an input is given behind -i: -i steps=3"),
+        (["-x"], "-x: no such option; inputs are given as -i NAME=VALUE"),
+        (["-i", "=3"], "'=3': no such input; write -i NAME=VALUE"),
+        (["-o", "nowhere/out.bin"], "-o: there is no folder nowhere; make it first, or name another"),
+    ],
+)
+def test_what_is_written_wrongly_is_told_with_what_to_write(example, capsys, argv, told):
+    with pytest.raises(SystemExit) as end:
+        cli.parse(COMMAND, example, ["-i", "zip=@pictures.zip", *argv], {})
+    assert end.value.code == 2
+    assert capsys.readouterr().err.splitlines()[1:-1] == [f"  {told}"]
+
+
 def test_help_shows_every_input_with_its_type_limits_default_and_description(example, capsys):
     with pytest.raises(SystemExit) as end:
         cli.parse(COMMAND, example, ["--help"], {})
@@ -268,10 +285,13 @@ def test_a_failing_training_says_why_and_leaves_nothing(pictures):
 
 def test_inputs_that_contradict_each_other_are_refused_before_the_pictures_are_fetched(pictures):
     asked = ["input_images=http://127.0.0.1:9/x.zip", "steps=2", "training_steps=3", "trigger_word=a b c d e", "mask=1"]
+    asked += ["resolution=100", "preservation=hard"]
     process = start(pictures, *(word for pair in asked for word in ("-i", pair)))
     _, complaints = process.communicate(timeout=600)
     assert process.returncode == 2
     for told in ("mask: no such input", "steps: it means the same as training_steps", "is a sentence of 5 words"):
+        assert told in complaints
+    for told in ("resolution: '100' is not a multiple of 16", "preservation: 'hard' is neither off, light nor firm"):
         assert told in complaints
     assert "could not be fetched" not in complaints
 

@@ -2,6 +2,7 @@
 
 import http.server
 import os
+import re
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -119,6 +120,15 @@ def test_a_folder_becomes_a_zip_of_its_files_without_hidden_ones(here: Path, mon
     assert made == here / "input_images.zip"
 
 
+def test_what_a_training_left_in_the_folder_is_not_trained_on(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    for name in ("a.jpg", "b-preview.webp", "mine.tar", "mine-preview.webp", "mine-report.html", "mine-checkpoints/x"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+    with zipfile.ZipFile(files.packed(folder, tmp_path / "made.zip")) as opened:
+        assert opened.namelist() == ["a.jpg", "b-preview.webp"]
+
+
 @pytest.mark.parametrize("short", [False, True], ids=["503", "cut short"])
 def test_a_download_that_breaks_is_tried_again(
     short: bool, server: Server, here: Path, monkeypatch: pytest.MonkeyPatch
@@ -143,11 +153,19 @@ def test_a_download_that_fails_is_one_sentence_without_the_addresss_secrets(
 ) -> None:
     monkeypatch.setattr(files.tempfile, "tempdir", str(here))
     server.failures, server.status, server.short = 9, status, short
-    with pytest.raises(ValueError, match=r"^input_images: http://127\.0\.0\.1/a\.zip ") as caught:
+    with pytest.raises(ValueError, match=rf"^input_images: {re.escape(server.url)}/a\.zip ") as caught:
         files.fetched("input_images", files.meant(f"{server.url}/a.zip?X-Amz-Signature=SECRET", WANTED, folder=True))
     assert told in str(caught.value)
     assert "SECRET" not in str(caught.value)
     assert server.asked == asked
+
+
+def test_a_server_that_cannot_be_reached_is_told_with_its_port_in_plain_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora.web.time.sleep", lambda seconds: None)
+    with pytest.raises(ValueError, match=r"^http://127\.0\.0\.1:9/a\.zip could not be fetched: Connection refused \(3"):
+        web.download("http://127.0.0.1:9/a.zip?sig=SECRET", tmp_path / "a", 3)
 
 
 def test_a_download_that_is_too_large_is_given_up(server: Server, tmp_path: Path) -> None:

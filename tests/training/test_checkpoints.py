@@ -35,7 +35,7 @@ def test_the_last_is_returned_unless_one_before_is_clearly_better() -> None:
     fallen, _ = _kept(*[_glance(0.5)] * 6, _glance(0.7), *[_glance(0.6)] * 3)
     best, why = fallen.choose()
     assert best.step == 70
-    assert "0.70" in why
+    assert "70% below the base" in why
     drifted, _ = _kept(*[_glance(0.6)] * 9, _glance(0.62, drift=0.2))
     assert drifted.choose()[0].step < 100
 

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -30,49 +31,38 @@ def _examination(
     return Examination(transformer, examples[unseen:], examples[:unseen], _questions(), apart, texts, seed=3)
 
 
-def _photos(count: int, copies: int = 0) -> list[Example]:
-    """So many pictures of noise, and so many copies of the first."""
-    generator = torch.Generator().manual_seed(4)
-    pictures = [torch.randn(4, 16, generator=generator) for _ in range(count)]
-    pictures += [pictures[0] + 0.01 * torch.randn(4, 16, generator=generator) for _ in range(copies)]
-    return [
-        Example(name=f"{i}.jpg at 32x32", size=(4, 4), mean=mean, std=mean, caption="a TOK")
-        for i, mean in enumerate(pictures)
-    ]
+def _held_out(count: int, seed: int = 1, copies: Sequence[int] = ()) -> list[str]:
+    return examine.hold_out([f"{i}.jpg" for i in range(count)], {f"{i}.jpg" for i in copies}, seed)
 
 
 def test_pictures_are_held_out_of_eight_and_two_of_sixteen_and_none_of_fewer() -> None:
-    def held_out(count: int, seed: int = 1) -> list[str]:
-        return examine.hold_out(_photos(count), [f"{i}.jpg" for i in range(count)], seed)
-
-    assert [len(held_out(count)) for count in (1, 7, 8, 15, 16, 20)] == [0, 0, 1, 1, 2, 2]
-    assert held_out(20) == held_out(20)
-    assert {*held_out(20)} != {*held_out(20, 2)}
+    assert [len(_held_out(count)) for count in (1, 7, 8, 15, 16, 20)] == [0, 0, 1, 1, 2, 2]
+    assert _held_out(20) == _held_out(20)
+    assert {*_held_out(20)} != {*_held_out(20, 2)}
 
 
 def test_a_picture_that_has_a_copy_is_not_held_out() -> None:
-    examples = _photos(3, copies=6)
-    names = [f"{i}.jpg" for i in range(9)]
-    assert examine.twins(examples) == {*names} - {"1.jpg", "2.jpg"}
-    assert {examine.hold_out(examples, names, seed)[0] for seed in range(20)} == {"1.jpg", "2.jpg"}
-    assert examine.hold_out(_photos(1, copies=9), [f"{i}.jpg" for i in range(10)], 1) == []
+    copies = [0, *range(3, 9)]
+    assert {_held_out(9, seed, copies)[0] for seed in range(20)} == {"1.jpg", "2.jpg"}
+    assert _held_out(10, copies=range(10)) == []
 
 
-def test_pictures_of_several_shapes_are_looked_at_and_copies_are_found_among_each() -> None:
+SHAPES = {"tall ": ((6, 2), 3), "square ": ((4, 4), 4)}
+
+
+def test_pictures_of_several_shapes_are_looked_at() -> None:
     """At one resolution a shape has some tokens fewer than another: 999 of 4:3 and 1014 of 3:2 at 512 pixels."""
-    portraits, squares = _photos(3, copies=1), _photos(4, copies=1)
-    tall = [
-        dataclasses.replace(one, name=f"tall {one.name}", size=(6, 2), mean=one.mean[:3], std=one.std[:3])
-        for one in portraits
-    ]
-    close_up = dataclasses.replace(
-        squares[4], name=f"4.jpg{examine.CLOSE_UP} at 32x32", mean=torch.randn(4, 16), caption="a TOK, close-up"
-    )
-    assert examine.twins([*squares, *tall, close_up]) == {"0.jpg", "4.jpg", "tall 0.jpg", "tall 3.jpg"}
-    seen = {look.example.name for look in examine.looks([*tall, *squares], seed=1)}
-    assert seen == {squares[i].name for i in (0, 2, 4)}, "of the commonest shape, though others have fewer tokens"
+
+    def photo(name: str, size: tuple[int, int], tokens: int) -> Example:
+        noise = torch.zeros(tokens, 16)
+        return Example(name=f"{name} at 32x32", size=size, mean=noise, std=noise, caption="a TOK")
+
+    tall, squares = ([photo(f"{name}{i}", *shape) for i in range(4)] for name, shape in SHAPES.items())
+    seen = {look.example.name for look in examine.looks([*tall[:3], *squares], seed=1)}
+    assert len(seen) == 4
+    assert {name[0] for name in seen} == {"s"}, "of the commonest shape, though others have fewer tokens"
     seen = {look.example.name for look in examine.looks([*tall[:2], *squares[:3]], seed=1)}
-    assert {name.startswith("tall") for name in seen} == {True, False}
+    assert {name[0] for name in seen} == {"s", "t"}
 
 
 def test_an_example_is_known_by_its_photo_at_any_size(examples: list[Example]) -> None:

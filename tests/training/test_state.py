@@ -127,8 +127,8 @@ def test_a_training_that_has_learned_enough_says_so_though_it_was_interrupted(
         _run(archive, tmp_path / "out", tmp_path / "states", _interrupting(5, lines), training_steps=None)
     tar = _run(archive, tmp_path / "out", tmp_path / "states", lines.append, training_steps=None)
     assert [line for line in lines if "learned enough" in line] == [
-        "learned enough at step 6 of 10: the gain with the trigger word is 0.87 and has risen by 0.00 in the last two"
-        " evaluations; training_steps=6 would probably be enough"
+        "learned enough at step 6 of 10: with the trigger word the loss is 87% below the base's, and was 87% two"
+        " evaluations before; training_steps=6 would probably be enough"
     ]
     with tarfile.open(tar) as opened:
         written = opened.extractfile("request.json")
@@ -183,6 +183,11 @@ def test_a_state_that_cannot_be_read_is_told_and_the_training_begins_anew(conten
     file.write_bytes(content)
     assert Keeper(file, lines.append).found == {}
     assert "cannot be read, so this one starts anew" in lines[0]
+
+
+def test_a_file_in_place_of_the_folder_is_told_with_the_variables_name(archive: Path, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"^CHECKPOINTS: .*pictures.zip cannot be written: a file is in the way"):
+        _run(archive, tmp_path / "out", archive, lambda line: None)
 
 
 def test_a_training_of_other_settings_begins_anew(tmp_path: Path) -> None:
