@@ -273,8 +273,8 @@ class Watch:
             gain, rise = found
             self.enough = round(self._suggested_steps * step / self._steps)
             self._told.log(
-                f"learned enough at step {step} of {self._steps}: with the trigger word the loss is {gain:.0%} below the"
-                f" base's, and was {gain - max(rise, 0):.0%} two evaluations before; training_steps={self.enough}"
+                f"learned enough at step {step} of {self._steps}: with the trigger word the loss is {gain:.0%} below"
+                f" the base's, and was {gain - max(rise, 0):.0%} two evaluations before; training_steps={self.enough}"
                 " would probably be enough"
             )
 
