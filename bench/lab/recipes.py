@@ -60,6 +60,7 @@ RECIPES = {
     "32 drawings": Recipe(settings={"prior_prompts": 32}),
     "held to all kinds": Recipe(settings={"prior_kinds": ("things", "made-up words", "captions")}),
     "held to captions": Recipe(settings={"prior_kinds": ("captions",)}),
+    "no near words": Recipe(settings={"prior_kinds": ("captions", "captions", "things")}),
     # No other made-up words: ordinary things alone, and as prior preservation with a class noun has it.
     "preserving things": Recipe(settings={"prior_kinds": ("things",)}),
     "preserving the class noun": Recipe(settings={"prior_kinds": ("things", "noun")}),
