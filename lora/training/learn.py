@@ -292,8 +292,9 @@ def _steps(
         shapes = _attended(transformer, material, priors, settings.batch_size)
         lent.enter_context(attention.checked(shapes, parameters[0].device, plan.dtype, log))
     if plan.recorded:
-        recorded = {example.size for example in (*material.learned, *material.unseen)}
-        log(f"recording the passes of {len(recorded)} sizes of pictures first, about a second each")
+        pictures = {example.size for example in (*material.learned, *material.unseen)}
+        count = len(pictures) + len({one.size for one in priors})
+        log(f"recording {count} passes first, one for each size of pictures and of preservation, about a second each")
     return fit.fit(
         transformer,
         parameters,
