@@ -217,6 +217,7 @@ def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
         often = photos.weights(gathered.found)
         repeated = [example for example in examples for _ in range(often[examine.photo_of(example)])]
         unseen = [example for example in repeated if examine.photo_of(example) in held_out]
+        learned = [example for example in repeated if example not in unseen]
         if held_out:
             until = f"{settings.late_from:.0%} of the steps"
             log(f"held out until {until} are over, to see how it does on new pictures: {', '.join(held_out)}")
@@ -233,7 +234,8 @@ def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
         count = settings.prior_prompts if settings.prior_ratio else 0
         apart = prompts.apart(spoken, count, settings.seed, settings.prior_kinds)
         questions = examine.questions(spoken, settings.prior_kinds, settings.seed)
-        every = dict.fromkeys(["", *spoken, *asked, *(one.prompt for one in apart), *questions.prompts()])
+        questioned = questions.prompts(learned, unseen)
+        every = dict.fromkeys(["", *spoken, *asked, *(one.prompt for one in apart), *questioned])
         counted = {prompt: next(iter(gathered.rules.values())).t5.count(prompt) for prompt in every}
         tokens, why_tokens = encode.text_length(counted.values(), flux.t5_tokens)
         log(f"text: {tokens} tokens, {why_tokens}")
@@ -249,7 +251,7 @@ def encode_all(desk: Desk, gathered: Gathered, captioned: Captioned) -> Encoded:
         modules=gathered.modules,
         rank=request.lora_rank,
         resolutions=decided.resolutions,
-        learned=[example for example in repeated if example not in unseen],
+        learned=learned,
         unseen=unseen,
         questions=questions,
         texts=texts,

@@ -92,11 +92,16 @@ class Questions:
     far: Sequence[str]
     """Made-up words."""
 
-    def prompts(self) -> list[str]:
-        """All that must be encoded."""
+    def prompts(self, *groups: Sequence[Example]) -> list[str]:
+        """All that must be encoded to look at each of these groups of pictures (`looks`)."""
+        shown = [example for group in groups for example in looked_at(group)]
         alone = [f"a {word}" for own, near in self.near.items() for word in (own, *near)]
         alone += [f"a {word}" for word in self.far]
-        return [*self.apart, *alone, *(said for of_kind in self.captions.values() for said in of_kind.values())]
+        return [
+            *self.apart,
+            *alone,
+            *(of_kind[example.caption] for of_kind in self.captions.values() for example in shown),
+        ]
 
 
 def questions(captions: Mapping[str, Subject], kinds: Sequence[str], seed: int) -> Questions:
@@ -144,15 +149,20 @@ class Look:
     noise: Tensor
 
 
-def looks(examples: Sequence[Example], seed: int) -> list[Look]:
-    """LOOKS at some of the pictures, each at its smallest size; none where there is no example. They are of the
-    commonest shape, so that they go in one batch, and of the next ones where it has fewer than PICTURES."""
+def looked_at(examples: Sequence[Example]) -> list[Example]:
+    """Up to PICTURES of the pictures, each at its smallest size. They are of the commonest shape, so that they go in
+    one batch, and of the next ones where it has fewer."""
     small: list[Example] = []
     for of_shape in sorted(_by_shape(smallest(examples)), key=len, reverse=True):
         small += of_shape if len(small) < PICTURES else []
-    if not small:
+    return small[:: max(1, -(-len(small) // PICTURES))]
+
+
+def looks(examples: Sequence[Example], seed: int) -> list[Look]:
+    """LOOKS at some of the pictures by turns; none where there is no example."""
+    chosen = looked_at(examples)
+    if not chosen:
         return []
-    chosen = small[:: -(-len(small) // PICTURES)]
     generator = torch.Generator().manual_seed(seed)
     found = []
     for number in range(LOOKS):

@@ -70,7 +70,9 @@ def test_an_example_is_known_by_its_photo_at_any_size(examples: list[Example]) -
     assert [examine.photo_of(example) for example in named] == ["a at b.jpg"] * 2
 
 
-def test_the_questions_have_another_word_in_the_triggers_place_and_none_is_among_the_preservation_prompts() -> None:
+def test_the_questions_have_another_word_in_the_triggers_place_and_none_is_among_the_preservation_prompts(
+    examples: list[Example],
+) -> None:
     captions = dict.fromkeys(["a TOK on grass", "TOK, close-up"], Subject("TOK", "otter"))
     asked = examine.questions(captions, ("captions", "near"), 5)
     assert asked.captions["noun"]["a TOK on grass"] == "a otter on grass"
@@ -79,7 +81,13 @@ def test_the_questions_have_another_word_in_the_triggers_place_and_none_is_among
             assert "TOK" not in other
             assert other.replace(other.split()[1] if caption.startswith("a") else other.split(",")[0], "") != other
     assert len(asked.apart) == examine.PROMPTS
-    assert {*asked.apart, "a otter on grass"} < {*asked.prompts()}
+    assert {*asked.apart, "a TOK"} < {*asked.prompts()}
+    assert "a otter on grass" not in asked.prompts()
+    grass, other = dataclasses.replace(examples[0], caption="a TOK on grass"), examples[1]
+    wanted = [of_kind["a TOK on grass"] for of_kind in asked.captions.values()]
+    assert asked.prompts([grass]) == [*asked.prompts(), *wanted]
+    many = [dataclasses.replace(other, name=f"{i}.jpg at 32x32", caption="TOK, close-up") for i in range(30)]
+    assert len(asked.prompts([grass], many)) == len(asked.prompts()) + (1 + examine.PICTURES) * len(examine.OTHERS)
 
 
 def test_of_several_subjects_each_picture_is_asked_about_under_its_own_word_and_under_the_others() -> None:
