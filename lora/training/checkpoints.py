@@ -51,8 +51,9 @@ class Checkpoint:
 class Checkpoints:
     """Keeps the weights of a training at some steps."""
 
-    def __init__(self, parameters: Sequence[torch.nn.Parameter], steps: int) -> None:
+    def __init__(self, parameters: Sequence[torch.nn.Parameter], steps: int, stop_overfitted: bool = True) -> None:
         self._parameters = parameters
+        self.stop_overfitted = stop_overfitted
         self.due = due(steps)
         self._from = KEPT_FROM * steps
         self.kept: list[Checkpoint] = []
@@ -69,7 +70,7 @@ class Checkpoints:
 
     def best(self) -> tuple[Checkpoint, str]:
         """The checkpoint to return, and why."""
-        best = self.overfitted()
+        best = self.overfitted() if self.stop_overfitted else None
         return (best, "the loss on held-out pictures was lowest there") if best else self.choose()
 
     def choose(self) -> tuple[Checkpoint, str]:

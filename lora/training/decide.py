@@ -231,6 +231,7 @@ def _settings(
         prior_kinds=row.prior_kinds,
         prior_prompts=row.prior_prompts,
         prior_every=row.prior_every,
+        stop_overfitted=row.stop_overfitted,
         prior_of_pictures=row.prior_of_pictures,
         prior_guidance=row.prior_guidance if flux.guided else flow.TRAINING_GUIDANCE,
         full=full,

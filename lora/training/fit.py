@@ -67,6 +67,8 @@ class Settings:
     """Of the drawings; the predictions that are kept are those at `guidance`."""
     prior_weight: float = 0.5
     """Of their gradient at the first look; it is steered from there."""
+    stop_overfitted: bool = True
+    """Whether a training whose gain on held-out pictures falls is stopped, or only warned of."""
     full: bool = False
     """Whether the layers' own weights are trained, by Adafactor, and the LoRA is made of their change
     (`lora.training.full`). Then nothing of Adam's and no running mean has a meaning."""

@@ -152,7 +152,7 @@ def _attempt(
             count = sum(weight.numel() for weight in (change.weights.values() if change else parameters))
             told.log(f"weights to train: {count:,}; pictures, each size counted: {len(material.learned)}")
             reports = _steps(transformer, parameters, priors, work, world, lent, told.log, change)
-            checkpoints = Checkpoints(parameters, settings.steps)
+            checkpoints = Checkpoints(parameters, settings.steps, settings.stop_overfitted)
             watch = Watch(
                 settings.steps,
                 settings.late_from,

@@ -50,6 +50,9 @@ class Recipe:
     """The peak where the weights themselves are trained (`lora.training.full`), for FLUX.1-dev's width."""
     full_steps: int
     """How many steps then, whatever the number of pictures."""
+    stop_overfitted: bool
+    """Whether a training whose gain on held-out pictures falls is stopped (`checkpoints.TURNED_BY`); else it is warned
+    of."""
 
 
 _TOY_PRIOR: dict[str, Any] = {
@@ -59,6 +62,7 @@ _TOY_PRIOR: dict[str, Any] = {
     "prior_guidance": 1.0,
     "full_learning_rate": 1e-4,
     "full_steps": 300,
+    "stop_overfitted": True,
 }
 """Found on the toy: half of the other words near the trigger word cost the subject nothing and halved what shows under
 them; with 32 drawings a style showed under another word three times as often as with 96. Of five rates for whole
@@ -81,6 +85,7 @@ FLUX_DEV = {
         prior_kinds=_SUBJECT_KINDS,  # toy: near words cost the subject nothing; people: the class noun bleeds first
         full_learning_rate=1e-5,  # field: Black Forest Labs' finetuning API (docs.bfl.ai), finetune_type full
         full_steps=300,  # field: the same, `iterations`
+        stop_overfitted=False,  # toy: the bound is of its plain pictures, of whose loss a LoRA takes most away
     ),
     "style": Recipe(
         base="FLUX.1-dev",
@@ -96,6 +101,7 @@ FLUX_DEV = {
         prior_kinds=_STYLE_KINDS,  # as for a subject, but a style has no class noun
         full_learning_rate=1e-5,  # field: as for a subject
         full_steps=300,  # field: as for a subject
+        stop_overfitted=False,  # as for a subject
     ),
 }
 TOY = {

@@ -236,11 +236,11 @@ class Watch:
             told.metric("validation_loss", glance.loss)
             told.tracked.numbers(step, values)
             if step < self._steps and (best := self._checkpoints.overfitted()):
-                told.log(
-                    f"overfitting: the loss on held-out pictures was lowest at step {best.step}, and has risen since;"
-                    " the training stops"
-                )
-                return True
+                since = f"the loss on held-out pictures was lowest at step {best.step}, and has risen since"
+                if self._checkpoints.stop_overfitted:
+                    told.log(f"overfitting: {since}; the training stops")
+                    return True
+                told.log(f"{WARNING}perhaps overfitting: {since}; with checkpoints=all you get that step's LoRA too")
         if preview_due(step, self._steps, self._preview_every):
             self._drawn[step] = self._sketch()
             told.tracked.pictures(self._asked, step, self._drawn[step])

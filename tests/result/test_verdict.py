@@ -116,10 +116,17 @@ def test_on_any_base_it_warns_of_what_needs_no_bounds() -> None:
     def faults(ratio: float = 0.5, **changes: Any) -> list[str]:
         return _of_photographs(ratio, **changes).lines()
 
-    assert faults(unseen=dataclasses.replace(LITTLE, own=-0.2))[:2] == [
+    worse = dataclasses.replace(LITTLE, own=-0.2)
+    assert faults(trained=worse, unseen=worse)[:2] == [
         "Verdict: not learned well yet",
         "Learned: none (0.00). With TOK the loss is not below the base's on pictures that it had not seen. The learning"
         " rate was too high and damaged the base: lower learning_rate.",
+    ]
+    assert faults(unseen=worse)[:3] == [
+        "Verdict: no fault found; the previews show how well it learned",
+        "Learned: 0.00. With TOK the loss is not below the base's on pictures that it had not seen. On those that it"
+        " trained on it is 20% below.",
+        "Its own word: 0.85. With other words in place of TOK the loss is 3% below.",
     ]
     alike = dataclasses.replace(LITTLE, far=0.075, near=0.078)
     assert faults(unseen=alike, ratio=0)[0] == "Verdict: it learned, but other words call it too"

@@ -57,6 +57,9 @@ def test_a_gain_on_held_out_pictures_that_falls_is_overfitting() -> None:
     best = fallen.overfitted()
     assert best is not None
     assert best.step == 50
+    assert fallen.best() == (best, "the loss on held-out pictures was lowest there")
+    fallen.stop_overfitted = False
+    assert fallen.best()[0].step == fallen.choose()[0].step
     assert _kept(*[_glance(0.5)] * 10)[0].overfitted() is None
 
 
