@@ -277,17 +277,24 @@ def _open_folder(name: str) -> Base:
 
 def _open(name: str, folder: Path, reason: str) -> Base:
     _check(name, folder)
-    transformer = _read_json(folder / "transformer" / "config.json")
-    guided = bool(transformer.get("guidance_embeds", False))
-    t5_tokens = _read_json(folder / "tokenizer_2" / "tokenizer_config.json")["model_max_length"]
+
+    def number(file: str, key: str) -> int:
+        value = _read_json(folder / file).get(key)
+        if not isinstance(value, int):
+            raise ValueError(f"FLUX_BASE: {name} is no FLUX base in diffusers' layout: {file} has no number {key}")
+        return value
+
+    transformer = "transformer/config.json"
+    guided = bool(_read_json(folder / transformer).get("guidance_embeds", False))
+    t5_tokens = number("tokenizer_2/tokenizer_config.json", "model_max_length")
     return Base(
         name=name,
         folder=folder,
         reason=reason,
-        native=_read_json(folder / "vae" / "config.json")["sample_size"],
-        clip_tokens=_read_json(folder / "tokenizer" / "tokenizer_config.json")["model_max_length"],
+        native=number("vae/config.json", "sample_size"),
+        clip_tokens=number("tokenizer/tokenizer_config.json", "model_max_length"),
         t5_tokens=t5_tokens if guided else min(t5_tokens, schnell.TOKENS),
-        width=transformer["num_attention_heads"] * transformer["attention_head_dim"],
+        width=number(transformer, "num_attention_heads") * number(transformer, "attention_head_dim"),
         parameters=sum(_parameters(file) for file in _weights(folder / "transformer")),
         scheduler=_read_json(folder / "scheduler" / "scheduler_config.json"),
         guided=guided,

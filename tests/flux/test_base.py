@@ -126,6 +126,13 @@ def test_a_file_that_is_missing_or_cut_short_is_named_with_what_to_do(
     assert "Fetch it again, or set FLUX_BASE to a complete folder" in str(caught.value)
 
 
+def test_a_model_of_another_kind_is_named_by_what_it_lacks(copy: Path) -> None:
+    config = copy / "vae" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "sample_size": None}))
+    with pytest.raises(ValueError, match=r"^FLUX_BASE: base is no FLUX base .*: vae/config.json has no number sample_"):
+        base.find(str(copy), None)
+
+
 def test_a_folder_that_is_no_base_and_a_name_that_is_no_id_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no model_index\.json"):
         base.find(str(tmp_path), None)
