@@ -119,8 +119,8 @@ def test_the_layers_asked_for_are_completed_and_the_lora_is_sound(
 def test_a_later_training_begins_with_the_loss_at_which_the_earlier_one_ended(trained: Trained, tmp_path: Path) -> None:
     lines: list[str] = []
     tar = _train(tmp_path, lines.append, resume_from=str(trained.tar), training_steps=1)
-    ended = [re.findall(r"([\d.]+) on fixed noise", line) for line in trained.lines if "on fixed noise" in line][-1]
-    began = [re.findall(r"([\d.]+) before training", line) for line in lines if "before training" in line][-1]
+    ended = [re.findall(r"on fixed noise ([\d.]+\d)", line) for line in trained.lines if "on fixed noise" in line][-1]
+    began = [re.findall(r"before training ([\d.]+\d)", line) for line in lines if "before training" in line][-1]
     assert float(began[0]) == pytest.approx(float(ended[0]), abs=2e-4), "but for the file's 16 bits"
     with tarfile.open(tar) as opened:
         record = opened.extractfile("request.json")
