@@ -291,7 +291,7 @@ def test_mistakes_are_told_and_the_next_drawing_is_as_ever(artist: Server, tmp_p
     )
     (tmp_path / "pickle.tar").write_bytes(b"\x80\x04\x95")
     assert "lora_weights: pickle.tar" in _refused(artist, lora_weights=str(tmp_path / "pickle.tar"))
-    assert "width and height, and height is missing" in _refused(artist, aspect_ratio="custom", width=96)
+    assert "width and height in pixels; give height too" in _refused(artist, aspect_ratio="custom", width=96)
     for wrong in ({"num_outputs": 5}, {"aspect_ratio": "7:1"}, {"guidance_scale": 11}, {"lora_scale": 4}, {"seed": -2}):
         assert _ask(artist, wrong)[0] == 422
     [after] = _drawn(artist)
