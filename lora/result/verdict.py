@@ -256,6 +256,8 @@ def _learned(measured: Measured, word: str, memorised: bool) -> Finding:
     if not memorised:
         more = f"train more steps, or {more}"
     advice = TOO_HIGH if gain < 0 else f"The subject is not learned well: {more}."
+    if value < WEAK_FROM:
+        advice += " Photographs are too much for the toy base, and need FLUX.1-dev on a GPU."
     return Finding(name="learned", value=value, says=says, advice=advice)
 
 
