@@ -81,7 +81,9 @@ def test_where_nothing_was_learned_nothing_is_said_of_its_own_word() -> None:
         dataclasses.replace(SOUND, trained=little, unseen=None, own_then=None), "TOK", "subject", 0.5, True
     )
     assert [finding.name for finding in found.findings] == ["learned"]
-    assert found.findings[0].advice.endswith(" Photographs are too much for the toy base, and need FLUX.1-dev on a GPU.")
+    assert found.findings[0].advice.endswith(
+        " Photographs are too much for the toy base, and need FLUX.1-dev on a GPU."
+    )
     assert "verdict_own_word" not in found.metrics()
 
 
