@@ -22,8 +22,7 @@ def main(argv: Sequence[str]) -> int:
         with tempfile.TemporaryDirectory() as folder:
             file = weights.take_out(path, Path(folder))
             lora = weights.read(file)
-            print(f"{path.name}, {path.stat().st_size / 1e6:.1f} MB")
-            print(judge.describe(lora, file))
+            cli.say(f"{path.name}, {path.stat().st_size / 1e6:.1f} MB\n{judge.describe(lora, file)}")
     except (ValueError, OSError) as error:
         print(f"script/inspect: {error}", file=sys.stderr)
         return 1
