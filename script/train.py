@@ -27,6 +27,8 @@ BESIDE = {
 
 def main(argv: Sequence[str]) -> int:
     values, output = cli.parse(COMMAND, signature.read(ROOT / "train.py", "train"), argv, os.environ, _contradictions)
+    if output.exists():
+        cli.say(f"{output} is there already, and is replaced when the training is done; -o FILE would name another")
     return cli.run(COMMAND, lambda: _train(values, output))
 
 

@@ -275,11 +275,15 @@ def test_a_training_from_the_users_own_folder_leaves_the_tar_the_picture_and_the
 
 def test_a_failing_training_says_why_and_leaves_nothing(pictures):
     (pictures / "pictures.zip").write_text("not a zip")
+    (pictures / "trained_model.tar").write_text("earlier")
     process = start(pictures, "-i", "input_images=@pictures.zip", *SMALL)
-    _, complaints = process.communicate(timeout=600)
+    told, complaints = process.communicate(timeout=600)
     assert process.returncode == 1
+    assert told.startswith("trained_model.tar is there already, and is replaced when the training is done; -o FILE")
     assert complaints.startswith("script/train: input_images: must be a zip, tar or tar.gz"), complaints
-    assert sorted(path.name for path in pictures.iterdir() if path.is_file()) == ["pictures.zip", "train.py"]
+    files = ["pictures.zip", "train.py", "trained_model.tar"]
+    assert sorted(path.name for path in pictures.iterdir() if path.is_file()) == files
+    assert (pictures / "trained_model.tar").read_text() == "earlier"
     assert list((pictures / "tmp").iterdir()) == []
 
 
