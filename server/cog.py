@@ -74,7 +74,11 @@ class Child:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
         self._noun = "trainings" if model.mode == "train" else "predictions"
+        # It and this worker talk on loopback: a proxy of the network's leads elsewhere.
+        direct = ",".join(filter(None, (environ.get("NO_PROXY"), environ.get("no_proxy"), "127.0.0.1")))
         variables = {name: value for name, value in environ.items() if not name.startswith(KEPT_FROM_IT)} | {
+            "NO_PROXY": direct,
+            "no_proxy": direct,
             # Cog starts its worker as bare `python`.
             "PATH": f"{PYTHON.parent}:{environ.get('PATH', '')}",
             "PORT": str(self._port),
