@@ -88,7 +88,7 @@ class Child:
             "COG_TRAIN_TYPE_STUB": f"{ROOT / 'train.py'}:train",
         }
         command = [str(RUN), "-m", "cog.server.http", "--host", "127.0.0.1", "--x-mode", model.mode]
-        with (folder / "cog.log").open("wb") as log:
+        with (folder / "cog.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, str(LEASH), *command, "--upload-url", upload],
                 cwd=folder / "home",
@@ -138,6 +138,8 @@ class Child:
 
     async def begin(self, run: str, values: Json, webhook: str) -> list[Json] | None:
         """Hands over an input. Returns the faults that Cog finds in it, or None where it is at work."""
+        # What the runs before said is in their records, and is deleted with them.
+        os.truncate(self.folder / "cog.log", 0)
         body = {"input": values, "webhook": webhook, "webhook_events_filter": ["start", "output", "logs", "completed"]}
         address = f"http://127.0.0.1:{self._port}/{self._noun}/{run}"
         for _ in range(100):

@@ -335,6 +335,13 @@ def test_an_input_that_the_model_does_not_have_is_named_in_the_log(http: httpx.C
     assert "warning: this model has no input 'brightness'" in answer["logs"]
 
 
+def test_what_a_run_said_does_not_pile_up_beside_its_record(http: httpx.Client, served: Served) -> None:
+    first, second = (http.post(DRAW, json={"input": SKETCH}, headers={"Prefer": "wait"}).json()["id"] for _ in range(2))
+    [log] = (served.data / "predictions" / "workers").glob("*/generator/cog.log")
+    assert second in log.read_text()
+    assert first not in log.read_text()
+
+
 def test_nulls_are_as_good_as_left_out(http: httpx.Client) -> None:
     body = {"input": {**SKETCH, "image": None, "height": None, "lora_weights": None}}
     assert http.post(DRAW, json=body, headers={"Prefer": "wait"}).json()["status"] == "succeeded"
