@@ -46,3 +46,17 @@ def test_a_webhook_is_told_though_the_database_was_away_for_a_moment(monkeypatch
 
     asyncio.run(run())
     assert tries == [1, 1]
+
+
+def test_a_fault_within_the_queue_is_no_end_of_taking_jobs() -> None:
+    begun: list[jobs.Taker] = []
+
+    def register(app: procrastinate.App) -> None:
+        begun.append(taker)
+        if len(begun) == 2:
+            taker.stop()
+        raise AssertionError("such as the queue's library has")
+
+    taker = jobs.Taker("postgresql://nobody@127.0.0.1:9/nothing", register, [jobs.WEBHOOKS], 1)
+    asyncio.run(asyncio.wait_for(taker.run(), 20))
+    assert len(begun) == 2
