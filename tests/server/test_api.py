@@ -384,6 +384,16 @@ def test_large_requests_are_refused_and_small_ones_counted(http: httpx.Client, s
     assert 'server_workers{hardware="CPU"} 2.0' in measures
 
 
+@pytest.mark.parametrize("size", ["Content-Length: 60000000", "Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("path", ["/predictions", "/v1/models", "/sign-in"])
+def test_of_a_stranger_no_large_request_is_read(served: Served, path: str, size: str) -> None:
+    url = httpx.URL(served.url)
+    with socket.create_connection((url.host, url.port), timeout=10) as connection:
+        asked = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer r8_{40 * '0'}\r\n{size}\r\n"
+        connection.sendall(f"{asked}Content-Type: application/json\r\n\r\n".encode())
+        assert connection.recv(12) == b"HTTP/1.1 401", "though it has sent no more than this"
+
+
 def test_a_training_is_deleted_with_its_pictures_and_logs(http: httpx.Client, served: Served) -> None:
     file = http.post("/files", files={"content": ("a.zip", b"no pictures")}).json()
     body = {"input": {"input_images": file["urls"]["get"]}, "destination": "you/gone"}
