@@ -28,6 +28,11 @@ LEASH = Path(__file__).with_name("leash.py")
 PYTHON = ROOT / ".venv" / "bin" / "python"
 RUN = ROOT / "script" / "python"
 """Runs it with the variables that a training wants."""
+START = (
+    "import os, runpy, sys; sys.argv += ['--upload-url', os.environ.pop('UPLOAD_URL')];"
+    " runpy.run_module('cog.server.http', run_name='__main__', alter_sys=True)"
+)
+"""Cog's server. Every user of a machine may read the arguments of its processes, and this address holds a secret."""
 SECONDS_TO_START = 1800
 """A base of 33 GB may have to be fetched first."""
 SECONDS_TO_CANCEL = 1.2
@@ -82,15 +87,16 @@ class Child:
             # Cog starts its worker as bare `python`.
             "PATH": f"{PYTHON.parent}:{environ.get('PATH', '')}",
             "PORT": str(self._port),
+            "UPLOAD_URL": upload,
             "TMPDIR": str(folder / "tmp"),
             "CHECKPOINTS": str(self._states),
             "COG_PREDICT_TYPE_STUB": f"{ROOT / model.file}:Predictor",
             "COG_TRAIN_TYPE_STUB": f"{ROOT / 'train.py'}:train",
         }
-        command = [str(RUN), "-m", "cog.server.http", "--host", "127.0.0.1", "--x-mode", model.mode]
+        command = [str(RUN), "-c", START, "--host", "127.0.0.1", "--x-mode", model.mode]
         with (folder / "cog.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, str(LEASH), *command, "--upload-url", upload],
+                [sys.executable, str(LEASH), *command],
                 cwd=folder / "home",
                 env=variables,
                 stdin=subprocess.PIPE,

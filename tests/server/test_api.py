@@ -11,6 +11,7 @@ import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import httpx
+import psutil
 import psycopg
 import pytest
 import replicate
@@ -327,6 +328,14 @@ def test_secrets_are_shown_nowhere(served: Served, http: httpx.Client) -> None:
     with pytest.raises(SQLAlchemyError) as error:
         asyncio.run(fail())
     assert "hf_verysecret" not in str(error.value), "errors are logged whole"
+
+
+def test_the_address_between_a_worker_and_cog_is_in_no_processs_arguments(http: httpx.Client, served: Served) -> None:
+    assert http.post(DRAW, json={"input": SKETCH}, headers={"Prefer": "wait"}).json()["status"] == "succeeded"
+    children = psutil.Process(served.workers["predictions"].pid).children(recursive=True)
+    commands = [" ".join(child.cmdline()) for child in children]
+    assert any("cog.server.http" in command for command in commands)
+    assert not re.search(r"[0-9a-f]{32}", "\n".join(commands))
 
 
 def test_an_input_that_the_model_does_not_have_is_named_in_the_log(http: httpx.Client) -> None:
