@@ -28,6 +28,11 @@ LEASH = Path(__file__).with_name("leash.py")
 PYTHON = ROOT / ".venv" / "bin" / "python"
 RUN = ROOT / "script" / "python"
 """Runs it with the variables that a training wants."""
+START = (
+    "import os, runpy, sys; sys.argv += ['--upload-url', os.environ.pop('UPLOAD_URL')];"
+    " runpy.run_module('cog.server.http', run_name='__main__', alter_sys=True)"
+)
+"""Cog's server. Every user of a machine may read the arguments of its processes, and this address holds a secret."""
 SECONDS_TO_START = 1800
 """A base of 33 GB may have to be fetched first."""
 SECONDS_TO_CANCEL = 1.2
@@ -74,19 +79,24 @@ class Child:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
         self._noun = "trainings" if model.mode == "train" else "predictions"
+        # It and this worker talk on loopback: a proxy of the network's leads elsewhere.
+        direct = ",".join(filter(None, (environ.get("NO_PROXY"), environ.get("no_proxy"), "127.0.0.1")))
         variables = {name: value for name, value in environ.items() if not name.startswith(KEPT_FROM_IT)} | {
+            "NO_PROXY": direct,
+            "no_proxy": direct,
             # Cog starts its worker as bare `python`.
             "PATH": f"{PYTHON.parent}:{environ.get('PATH', '')}",
             "PORT": str(self._port),
+            "UPLOAD_URL": upload,
             "TMPDIR": str(folder / "tmp"),
             "CHECKPOINTS": str(self._states),
             "COG_PREDICT_TYPE_STUB": f"{ROOT / model.file}:Predictor",
             "COG_TRAIN_TYPE_STUB": f"{ROOT / 'train.py'}:train",
         }
-        command = [str(RUN), "-m", "cog.server.http", "--host", "127.0.0.1", "--x-mode", model.mode]
-        with (folder / "cog.log").open("wb") as log:
+        command = [str(RUN), "-c", START, "--host", "127.0.0.1", "--x-mode", model.mode]
+        with (folder / "cog.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, str(LEASH), *command, "--upload-url", upload],
+                [sys.executable, str(LEASH), *command],
                 cwd=folder / "home",
                 env=variables,
                 stdin=subprocess.PIPE,
@@ -134,6 +144,8 @@ class Child:
 
     async def begin(self, run: str, values: Json, webhook: str) -> list[Json] | None:
         """Hands over an input. Returns the faults that Cog finds in it, or None where it is at work."""
+        # What the runs before said is in their records, and is deleted with them.
+        os.truncate(self.folder / "cog.log", 0)
         body = {"input": values, "webhook": webhook, "webhook_events_filter": ["start", "output", "logs", "completed"]}
         address = f"http://127.0.0.1:{self._port}/{self._noun}/{run}"
         for _ in range(100):

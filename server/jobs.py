@@ -55,15 +55,18 @@ class Taker:
     async def run(self) -> None:
         log = logging.getLogger("server.jobs")
         while not self._stopped:
-            app = procrastinate.App(
-                connector=procrastinate.PsycopgConnector(conninfo=self._url, min_size=1, max_size=6)
-            )
-            self._register(app)
             try:
+                app = procrastinate.App(
+                    connector=procrastinate.PsycopgConnector(conninfo=self._url, min_size=1, max_size=6)
+                )
+                self._register(app)
                 async with app.open_async():
                     await self._take(app)
             except (exceptions.ConnectorException, psycopg.Error, psycopg_pool.PoolTimeout, OSError) as error:
                 log.warning("the queue is away: %s", str(error).partition("\n")[0])
+                await asyncio.sleep(0.5)
+            except Exception:  # or this process would live on, report that it is well, and take nothing
+                log.exception("the queue's worker ended: begun again")
                 await asyncio.sleep(0.5)
 
     async def _take(self, app: procrastinate.App) -> None:

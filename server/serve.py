@@ -7,12 +7,15 @@ import fcntl
 import logging
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import uvicorn
 from sqlalchemy import func, select
@@ -162,7 +165,18 @@ async def _prepare(own: Settings) -> str | None:
         return await accounts.new_token(session, await accounts.create(session, FIRST_OWNER))
 
 
+def _keep_temporary_files(folder: Path) -> None:
+    """Has this process make its temporary files there, where what a killed one left is deleted first.
+
+    Uploads and exports may have gigabytes, and many machines keep /tmp in memory.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    tempfile.tempdir = str(folder)
+
+
 def _api(arguments: argparse.Namespace, own: Settings) -> int:
+    _keep_temporary_files(own.data / "tmp" / str(arguments.port))
     with with_database(own) as ready:
         database.migrate(ready.inside)
         uvicorn.run(

@@ -23,7 +23,9 @@ class Delivery:
         self.outside = outside
 
     def register(self, app: procrastinate.App) -> None:
-        app.task(name=jobs.DELIVER)(self.deliver)
+        # Whatever goes wrong here, such as a database that is away for a moment, is no end of the telling.
+        again = procrastinate.RetryStrategy(max_attempts=5, linear_wait=2)
+        app.task(name=jobs.DELIVER, retry=again)(self.deliver)
 
     async def deliver(self, run_id: str, event: str, attempt: int) -> None:
         """Tells a run's webhook of an event, with the run as it is now."""

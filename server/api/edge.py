@@ -3,9 +3,12 @@
 import time
 
 from prometheus_client import Counter, Histogram
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.api.context import Problem, problem
+from server import accounts
+from server.api.context import Problem, of_request, problem
 from server.settings import Settings
 
 NOUNS = {
@@ -14,6 +17,8 @@ NOUNS = {
 }
 """The first parts of the API's addresses: /trainings and /v1/v1/trainings mean /v1/trainings."""
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY"}
+STRANGERS_BYTES = 2**20
+"""What a request may have whose sender is not known yet."""
 FORM_BYTES = 2**20
 """What a multipart request may have beyond its file."""
 REQUESTS = Counter("server_requests", "Requests answered", ["method", "noun", "status"])
@@ -57,11 +62,29 @@ class Edge:
                 REQUESTS.labels(method, noun, message["status"]).inc()
             await send(message)
 
-        announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if announced.isdigit() and int(announced) > limit:
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"")
+        announced = int(length) if length.isdigit() else 0
+        # Uploads, and the page's forms but one, are read when it is known who sends them; JSON is read before.
+        early = not uploads and (path.startswith("/v1/") or path == "/sign-in")
+        large = announced > STRANGERS_BYTES or b"transfer-encoding" in headers
+        if announced > limit:
             await problem(413, "Too large", too_large)(scope, receive, counted)
-            return
-        await self.app(scope, limited, counted)
+        elif early and large and not await is_known(Request(scope)):
+            told = f"A request of more than {STRANGERS_BYTES // 2**20} MiB needs a token of this server"
+            await problem(401, "Unauthenticated", told)(scope, receive, counted)
+        else:
+            await self.app(scope, limited, counted)
+
+
+async def is_known(request: Request) -> bool:
+    """Whether the request has a token of this server. True where the database is away: its route tells of that."""
+    digest = accounts.digest(request.headers.get("authorization", "").partition(" ")[2].strip())
+    try:
+        async with of_request(request).sessions() as session:
+            return await accounts.of_token(session, digest) is not None
+    except SQLAlchemyError:
+        return True
 
 
 def own_path(path: str) -> str:

@@ -54,11 +54,14 @@ async def _files(session: AsyncSession, draft: Draft) -> list[File]:
 
 @contextlib.asynccontextmanager
 async def unpacked(session: AsyncSession, context: Context, draft: Draft) -> AsyncIterator[Folder]:
+    """Commits first: what is done with the files may take minutes, and holds neither the row nor a connection."""
+    found = await _files(session, draft)
+    await session.commit()
     with tempfile.TemporaryDirectory(prefix="draft-") as made:
         folder = Folder(*(Path(made) / name for name in ("files", "without.json", "captions.json", "work")))
         folder.files.mkdir()
         folder.work.mkdir()
-        for file in await _files(session, draft):
+        for file in found:
             name = file.name.lstrip(".") or file.id
             path = folder.files / name
             while path.exists():  # two pictures of one name, from two folders
@@ -153,7 +156,6 @@ async def caption(request: Request, id: str, person: Person, session: Session, c
     draft = await owned(session, person, id)
     form = await request.form()
     keep_captions(draft, form)
-    await session.commit()  # a model may take minutes: no row stays locked for so long
     wanted = ("trigger_word", "lora_type", "mode", "autocaption_prefix", "autocaption_suffix")
     given = [f"{name}={form[name]}" for name in wanted if isinstance(form.get(name), str) and form[name]]
     error = ""

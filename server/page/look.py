@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import signal
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,7 +58,7 @@ async def write_captions(folder: Path, without: Path, captions: Path, out: Path,
 async def _run(arguments: Sequence[str], seconds: int) -> str:
     """What it prints. Raises Fault with the end of what it says went wrong."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith(KEPT_FROM_IT)}
-    environ["PYTHONPATH"] = str(ROOT)
+    environ |= {"PYTHONPATH": str(ROOT), "TMPDIR": tempfile.gettempdir()}
     process = await asyncio.create_subprocess_exec(
         str(PYTHON),
         *arguments,

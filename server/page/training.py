@@ -35,9 +35,12 @@ def _fields(found: catalog.Found) -> dict[str, Field]:
 
 
 @routes.get("/train")
-async def ask(request: Request, person: Person, session: Session, resume_from: str = "") -> Response:
+async def ask(request: Request, person: Person, session: Session, resume_from: str = "", draft: str = "") -> Response:
+    """`draft` is a set of pictures that was begun: the page's script puts it into the address, for a reload."""
     values = {"resume_from": resume_from} if resume_from else {}
-    return await _shown(request, session, person, None, accounts.new_id(), values, {})
+    begun = await session.scalar(select(Draft).where(Draft.id == draft, Draft.account_id == person.id))
+    id = accounts.new_id() if begun is None else begun.id
+    return await _shown(request, session, person, begun, id, values, {})
 
 
 async def _shown(

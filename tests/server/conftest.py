@@ -118,6 +118,9 @@ def serve(folder: Path, *options: str, **variables: str) -> Iterator[Served]:
     environ = {name: value for name, value in os.environ.items() if name not in unset} | {
         "SERVER_DATA": str(folder / "data"),
         "ALLOW_PRIVATE_ADDRESSES": "1",
+        # A network with a proxy, which no request on loopback may take.
+        "HTTP_PROXY": "http://127.0.0.1:9",
+        "http_proxy": "http://127.0.0.1:9",
         **variables,
     }
     script = str(ROOT / "script" / "serve")

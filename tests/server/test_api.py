@@ -11,6 +11,7 @@ import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import httpx
+import psutil
 import psycopg
 import pytest
 import replicate
@@ -329,10 +330,25 @@ def test_secrets_are_shown_nowhere(served: Served, http: httpx.Client) -> None:
     assert "hf_verysecret" not in str(error.value), "errors are logged whole"
 
 
+def test_the_address_between_a_worker_and_cog_is_in_no_processs_arguments(http: httpx.Client, served: Served) -> None:
+    assert http.post(DRAW, json={"input": SKETCH}, headers={"Prefer": "wait"}).json()["status"] == "succeeded"
+    children = psutil.Process(served.workers["predictions"].pid).children(recursive=True)
+    commands = [" ".join(child.cmdline()) for child in children]
+    assert any("cog.server.http" in command for command in commands)
+    assert not re.search(r"[0-9a-f]{32}", "\n".join(commands))
+
+
 def test_an_input_that_the_model_does_not_have_is_named_in_the_log(http: httpx.Client) -> None:
     answer = http.post(DRAW, json={"input": {**SKETCH, "brightness": 3}}, headers={"Prefer": "wait"}).json()
     assert answer["status"] == "succeeded"
     assert "warning: this model has no input 'brightness'" in answer["logs"]
+
+
+def test_what_a_run_said_does_not_pile_up_beside_its_record(http: httpx.Client, served: Served) -> None:
+    first, second = (http.post(DRAW, json={"input": SKETCH}, headers={"Prefer": "wait"}).json()["id"] for _ in range(2))
+    [log] = (served.data / "predictions" / "workers").glob("*/generator/cog.log")
+    assert second in log.read_text()
+    assert first not in log.read_text()
 
 
 def test_nulls_are_as_good_as_left_out(http: httpx.Client) -> None:
@@ -375,6 +391,16 @@ def test_large_requests_are_refused_and_small_ones_counted(http: httpx.Client, s
     assert 'server_requests_total{method="POST",noun="predictions",status="413"}' in measures
     assert 'server_jobs{kind="training",status="starting"}' in measures
     assert 'server_workers{hardware="CPU"} 2.0' in measures
+
+
+@pytest.mark.parametrize("size", ["Content-Length: 60000000", "Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("path", ["/predictions", "/v1/models", "/sign-in"])
+def test_of_a_stranger_no_large_request_is_read(served: Served, path: str, size: str) -> None:
+    url = httpx.URL(served.url)
+    with socket.create_connection((url.host, url.port), timeout=10) as connection:
+        asked = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer r8_{40 * '0'}\r\n{size}\r\n"
+        connection.sendall(f"{asked}Content-Type: application/json\r\n\r\n".encode())
+        assert connection.recv(12) == b"HTTP/1.1 401", "though it has sent no more than this"
 
 
 def test_a_training_is_deleted_with_its_pictures_and_logs(http: httpx.Client, served: Served) -> None:

@@ -298,3 +298,17 @@ def test_a_training_at_work_leaves_keyboard_and_log_where_they_are(
     cancel.focus()
     page.keyboard.press("Enter")
     expect(page.get_by_text("canceled", exact=True)).to_be_visible()
+
+
+def test_pictures_and_captions_outlive_a_reload(page: Page, served: Served, twelve: list[Path]) -> None:
+    sign_in(page, served.url, served.token)
+    page.get_by_label("Drop pictures or a zip here").set_input_files(twelve[:3])
+    expect(page.get_by_text("3 pictures", exact=True)).to_be_visible()
+    page.locator("textarea[name^='caption:']").nth(1).fill("a [trigger] written by hand")
+    page.get_by_role("button", name="Remove 03.png").click()
+    expect(page.get_by_text("2 pictures", exact=True)).to_be_visible()
+    page.reload()
+    expect(page.get_by_text("2 pictures", exact=True)).to_be_visible()
+    expect(page.locator("textarea[name^='caption:']").nth(1)).to_have_value("a [trigger] written by hand")
+    page.get_by_role("link", name="Train", exact=True).click()
+    expect(page.get_by_text("No pictures yet.")).to_be_visible()

@@ -1,7 +1,9 @@
 """What a caller holds open (a stream, a slow download, a slow upload) takes no database connection from the others."""
 
 import socket
+import threading
 import time
+import zipfile
 from contextlib import ExitStack
 
 import httpx
@@ -39,6 +41,28 @@ def test_streams_and_slow_downloads_leave_the_database_to_others(served: Served,
             assert slow.recv(12) == b"HTTP/1.1 200"
         is_quick(http)
     http.post(f"/trainings/{run['id']}/cancel")
+
+
+def test_a_look_at_pictures_holds_no_connection(served: Served) -> None:
+    with httpx.Client(base_url=served.url, headers={"Origin": served.url}, timeout=60) as browser:
+        browser.post("/sign-in", data={"token": served.token})
+        id, answers = "lookedat2345lookedat2345ab", []
+        with zipfile.ZipFile(ROOT / "examples" / "subject.zip") as archive:
+            browser.post(f"/drafts/{id}/files", files={"file": ("01.png", archive.read("01.png"))})
+        sent = {"caption:01.png": "by hand"}
+        looking = threading.Thread(target=lambda: answers.append(browser.post(f"/drafts/{id}/look", data=sent).text))
+        looking.start()
+        held: list[object] = []
+        while looking.is_alive():
+            held += served.rows(
+                "SELECT query FROM pg_stat_activity WHERE state = 'idle in transaction'"
+                " AND now() - state_change > interval '0.2 s' AND query LIKE '%%files%%'"
+            )
+            time.sleep(0.03)
+        looking.join()
+    assert held == []
+    assert "1 picture<" in answers[0]
+    assert "by hand" in answers[0]
 
 
 def test_a_slow_upload_holds_no_connection(served: Served, http: httpx.Client) -> None:

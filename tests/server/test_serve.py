@@ -33,6 +33,20 @@ def test_a_certificate_may_hold_its_key() -> None:
     assert serve._where(arguments) == ["--host", arguments.host, "--port", "1", "--certificate", "both.pem"]
 
 
+def test_temporary_files_lie_beside_the_servers_own_and_a_killed_ones_are_deleted(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    folder = tmp_path / "data" / "tmp"
+    (folder / "export-of-a-killed-one").mkdir(parents=True)
+    serve._keep_temporary_files(folder)
+    assert list(folder.iterdir()) == []
+    with tempfile.NamedTemporaryFile() as made:
+        assert Path(made.name).parent == folder
+    assert [path.name for path in (served.data / "tmp").iterdir()] == [served.url.rpartition(":")[2]]
+
+
+@pytest.mark.slow
 def test_a_command_leaves_no_database_running_that_did_not_run_before() -> None:
     # Not in pytest's own folder: started by root, PostgreSQL runs as another user.
     with tempfile.TemporaryDirectory(prefix="flux-token-", ignore_cleanup_errors=True) as folder:
@@ -55,13 +69,12 @@ def test_a_second_server_in_the_same_folder_is_refused(served: Served) -> None:
     assert "another script/serve is at work in SERVER_DATA=" in asked.stderr
 
 
-@pytest.mark.parametrize("command", ["api", "worker"])
-def test_a_database_that_does_not_answer_is_told_in_a_line(command: str) -> None:
+def test_a_database_that_does_not_answer_is_told_in_a_line() -> None:
     with socket.socket() as nobody:  # bound, and not listening
         nobody.bind(("127.0.0.1", 0))
         address = f"postgresql://flux:secretword@127.0.0.1:{nobody.getsockname()[1]}/flux"
         asked = subprocess.run(
-            [str(ROOT / "script" / "serve"), command],
+            [str(ROOT / "script" / "serve"), "worker"],
             env=os.environ | {"DATABASE_URL": address},
             capture_output=True,
             text=True,

@@ -54,7 +54,10 @@ if (drop) {
       let why = "";
       try {
         const answer = await fetch(`${draft}/files`, { method: "POST", body, headers: { "HX-Request": "true" } });
-        if (!answer.ok) why = new DOMParser().parseFromString(await answer.text(), "text/html").body.textContent.trim();
+        const there = new URL(window.location); // a reload, or the way back from the run, shows the same pictures
+        there.searchParams.set("draft", drop.dataset.draft);
+        if (answer.ok) window.history.replaceState(null, "", there);
+        else why = new DOMParser().parseFromString(await answer.text(), "text/html").body.textContent.trim();
       } catch {
         why = "the server did not answer; drop it again";
       }
