@@ -263,7 +263,7 @@ NO_BASE = "ValueError: FLUX_BASE: base is not a complete FLUX base in diffusers'
             "captioning",
             "captioner/*.safetensors",
             {"captioning": "automatic"},
-            "RuntimeError: the captioning model ",
+            "ValueError: the captioning model ",
         ),
         ("encoding pictures", "base/vae/*.safetensors", {}, f"{NO_BASE}vae has no"),
         ("encoding prompts", "base/text_encoder_2/*.safetensors", {}, f"{NO_BASE}text_encoder_2 has no"),
