@@ -296,9 +296,11 @@ def train(
                 gpus=os.environ.get("GPUS"),
                 states=os.environ.get("CHECKPOINTS"),
             )
-    except Exception:
-        # Cog passes on the message alone; the way there is for the log. script/train tells failures in its own way.
-        logging.getLogger("train").exception("the training failed")
+    except Exception as error:
+        # Cog passes on the message alone, which is enough for what a user can mend; of other faults the log has the way
+        # there. script/train tells failures in its own way.
+        if not isinstance(error, (ValueError, OSError)):
+            logging.getLogger("train").exception("the training failed")
         raise
     return TrainingOutput(weights=Path(weights))
 
