@@ -88,9 +88,10 @@ def shown(request: Request, draft: Draft | None, error: str = "") -> Response:
 
 
 def of(draft: Draft | None) -> dict[str, Any]:
-    """What the templates show of a draft."""
+    """What the templates show of a draft. What was removed is gone, though the look at the others is still going on."""
     seen: dict[str, Any] = draft.look if draft is not None else {}
-    pictures = seen.get("pictures", [])
+    removed = draft.removed if draft is not None else []
+    pictures = [picture for picture in seen.get("pictures", []) if picture["name"] not in removed]
     captions = draft.captions if draft is not None else {}
     return {
         "pictures": [{**picture, "caption": captions.get(picture["name"], picture["caption"])} for picture in pictures],

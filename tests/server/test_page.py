@@ -14,9 +14,9 @@ import replicate
 
 from server import accounts, database, guardrails
 from server.guardrails import Broken, Rule
-from server.page import form, session
+from server.page import drafts, form, session
 from server.page.run import FINDING, curve
-from server.records import Use
+from server.records import Draft, Use
 from tests.server.conftest import ROOT, SKETCH, Served
 
 TRAINER = "/v1/models/local/flux-lora-trainer"
@@ -360,3 +360,10 @@ def test_the_curve_falls_from_left_to_right() -> None:
     logs = " 10%|#  | 1/10, loss 0.9\n 50%|##  | 5/10, loss 0.5\n100%|##| 10/10, loss 0.4\n"
     assert curve(logs) == "M60.0,0.0 L300.0,96.0 L600.0,120.0"
     assert curve("loss 0.9") == ""
+
+
+def test_what_was_removed_is_gone_though_the_look_at_the_others_is_still_going_on() -> None:
+    pictures = [{"name": "a.png", "fault": "", "caption": ""}, {"name": "b.jpg", "fault": "broken", "caption": ""}]
+    seen = drafts.of(Draft(look={"pictures": pictures}, captions={}, removed=["b.jpg"]))
+    assert [picture["name"] for picture in seen["pictures"]] == ["a.png"]
+    assert seen["usable"] == 1
