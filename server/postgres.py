@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import psutil
+import psycopg
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # platformdirs', that this machine has no XDG_RUNTIME_DIR
@@ -33,8 +34,9 @@ def start(folder: Path) -> str:
             with PostgresServer._lock:
                 server.ensure_pgdata_inited()
                 server.ensure_postgres_running()
+            psycopg.connect(server.get_uri()).close()  # a server that was killed just now still seems to run
             return server.get_uri()
-        except (subprocess.SubprocessError, AssertionError) as error:
+        except (subprocess.SubprocessError, AssertionError, psycopg.OperationalError) as error:
             if time.monotonic() > deadline:
                 raise RuntimeError(
                     f"the embedded PostgreSQL in {folder} does not start; its log is {server.log}"
