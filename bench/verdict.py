@@ -178,6 +178,31 @@ def told(lines: Sequence[Line]) -> str:
     return "\n".join(rows)
 
 
+OFTEN = 0.47
+"""Of the drawings under other words."""
+
+
+def warned(lines: Sequence[Line]) -> str:
+    """What the warnings that need no bounds (`verdict.of` on a base that is not the toy) say of these trainings."""
+    others: dict[bool, list[float]] = {True: [], False: []}
+    kept = []
+    for line in lines:
+        gains = {name: verdict.Gains(**found) for name in ("trained", "unseen") if (found := line["measured"][name])}
+        measured = verdict.Measured(**{**line["measured"], **gains})
+        words = {one.name: one.word for one in verdict.of(measured, TRIGGER, line["lora_type"], 0, False).findings}
+        if words["learned"] == "none":
+            kept.append(line["scores"]["preservation"])
+        else:
+            shown = (line["scores"]["far"] + line["scores"]["near"]) / 2
+            others[words["own_word"] == "none"].append(shown)
+    often = {told: sum(shown >= OFTEN for shown in found) for told, found in others.items()}
+    return (
+        f"warned of other words: {len(others[True])} trainings, {often[True]} show it under them in {OFTEN} or more;"
+        f" not warned: {len(others[False])}, {often[False]} do\n"
+        f"warned of no gain: {len(kept)} trainings, which keep {max(kept, default=0):.3f} of the base's things at most"
+    )
+
+
 SIDE, MARGIN = 260, 46
 """Pixels of a plot and of the space around it."""
 
@@ -257,6 +282,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             results.write(json.dumps(line) + "\n")
         print(f"{kind.name}, {kind.look}, {kind.steps} steps: {counted}", flush=True)
     print(told(lines))
+    print(warned(lines))
     if arguments.plot:
         arguments.plot.write_text(plot(lines), encoding="utf-8")
 

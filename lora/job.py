@@ -32,7 +32,7 @@ from lora.result.verdict import Verdict
 from lora.training import checkpoints, decide, examine, learn, prompts, ranks, resume, seen, state, tracker, words
 from lora.training.decide import Decided
 from lora.training.learn import Learned
-from lora.training.recipe import SMALLEST_REAL_BASE
+from lora.training.recipe import is_toy
 from lora.training.watch import WARNING, Audience, Log, Metric, Remembering, Stages
 from lora.training.work import Material
 from lora.trigger import Subject
@@ -101,8 +101,7 @@ def run(
             repeated=len(gathered.copies) / len(gathered.found),
         )
         called, ratio = " or ".join(captioned.subjects), learned.settings.prior_ratio
-        toy = gathered.flux.native < SMALLEST_REAL_BASE
-        found = verdict.of(measured, called, request.lora_type, ratio, toy)
+        found = verdict.of(measured, called, request.lora_type, ratio, is_toy(gathered.flux.native))
         tracked.numbers(learned.step, found.metrics())
         tar = pack(desk, gathered, captioned, encoded, learned, found, output)
         gathered.keeper.done()

@@ -58,10 +58,7 @@ def find(name: str | None, device: str) -> tuple[Eye | None, str]:
     if name is not None and name.strip().lower() in ("", "none"):
         return None, "likeness: left out, as EYE says"
     if name is None and device == "cpu":
-        return (
-            None,
-            f"likeness by eye: not measured without a GPU, unless EYE names a folder with a model such as {USUAL}",
-        )
+        return None, f"likeness: not measured without a GPU, unless EYE names a folder with a model such as {USUAL}"
     try:
         eye = wait.interruptibly(lambda: Eye(name or USUAL, device))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, HFValidationError, HTTPError) as error:

@@ -31,10 +31,11 @@ NEARER = 0.1
 """How much more near words gain than far ones where only they are named."""
 SAME = 0.9
 """Share of the gain from which on other words are said to call the same, on any base: of fifteen such trainings on the
-toy base thirteen showed it under other words in .47 of the drawings or more, of the 46 others with a gain five did."""
+toy base thirteen showed it under other words in .47 of the drawings or more, of the 47 others with a gain five did
+(docs/quality.md)."""
 TOO_HIGH = "The learning rate was too high and damaged the base: lower learning_rate."
 """Where there is no gain on the training pictures: three trainings on the toy base, all at far too high a rate, which
-kept .13 of the base's things at most."""
+kept .125 of the base's things at most."""
 FIRMER = "Train more steps, or set preservation to firm."
 OFF = "The input preservation was off: leave it empty, or set it to firm."
 TITLES = {
@@ -209,7 +210,7 @@ def _gain(measured: Measured, word: str) -> Finding:
         return Finding(name="learned", value=0.0, says=says, advice=TOO_HIGH)
     value = min(max(learned(measured), 0.0), 1.0)
     if measured.unseen and measured.unseen.own <= 0:
-        says += f" On those that it trained on it is {measured.trained.own:.0%} below."
+        says += f" On those that it trained on it is {measured.trained.own:.0%} below the base's."
     return Finding(name="learned", value=value, says=says, advice="", worded=False)
 
 
@@ -220,7 +221,7 @@ def _share_of_others(measured: Measured, word: str, lora_type: str, ratio: float
     value = min(max(1 - other / gains.own, 0.0), 1.0) if gains.own > 0 else 0.0
     if gains.other is not None and gains.other >= max(SAME * gains.own, other):
         return _mixed(0.0, lora_type, word)
-    says = f"With other words in place of {word} the loss is {max(other, 0):.0%} below."
+    says = f"With other words in place of {word} the loss is {max(other, 0):.0%} below the base's."
     if gains.own <= 0 or other < SAME * gains.own:
         return Finding(name="own_word", value=value, says=says, advice="", worded=False)
     says += f" They call the {lora_type} as {word} does."

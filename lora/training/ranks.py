@@ -120,7 +120,7 @@ def how_many(asked: str | None, gpu: Gpu | None, log: Log, alone: str = "") -> i
         if on_a_cpu and not alone:
             log(f"GPUs: none, but {number} processes train on the CPU, as GPUS asks for")
         elif told and not on_a_cpu and int(number) > 1:
-            log(f"GPUs: {number} are asked for by GPUS, and there is none to be seen")
+            log(f"GPUS asks for {number} GPUs, but none is visible here")
         return int(number) if on_a_cpu and not alone else 1
     there = _alike(gpu)
     if on_a_cpu:

@@ -115,9 +115,14 @@ TOY = {
 }
 
 
+def is_toy(native: int) -> bool:
+    """Whether a base that draws `native` pixels a side is the toy base or one like it."""
+    return native < SMALLEST_REAL_BASE
+
+
 def choose(native: int, lora_type: str) -> tuple[Recipe, str]:
     """The row for a base that draws `native` pixels a side and for "subject" or "style"; and why, in words."""
-    rows = FLUX_DEV if native >= SMALLEST_REAL_BASE else TOY
+    rows = TOY if is_toy(native) else FLUX_DEV
     row = rows[lora_type]
     return row, f"{row.base}'s for a {lora_type}, since the base draws {native} pixels a side"
 

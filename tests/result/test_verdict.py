@@ -110,7 +110,7 @@ def test_on_a_base_without_bounds_a_sound_training_is_not_called_a_failure() -> 
     assert found.lines() == [
         "Verdict: no fault found; the previews show how well it learned",
         "Learned: 0.12. With TOK the loss is 8% below the base's on pictures that it had not seen.",
-        "Its own word: 0.62. With other words in place of TOK the loss is 3% below.",
+        "Its own word: 0.62. With other words in place of TOK the loss is 3% below the base's.",
     ]
     assert found.metrics() == {"verdict_learned": 0.12, "verdict_own_word": 0.625, "verdict_drift": 0.01}
 
@@ -128,8 +128,8 @@ def test_on_any_base_it_warns_of_what_needs_no_bounds() -> None:
     assert faults(unseen=worse)[:3] == [
         "Verdict: no fault found; the previews show how well it learned",
         "Learned: 0.00. With TOK the loss is not below the base's on pictures that it had not seen. On those that it"
-        " trained on it is 20% below.",
-        "Its own word: 0.85. With other words in place of TOK the loss is 3% below.",
+        " trained on it is 20% below the base's.",
+        "Its own word: 0.85. With other words in place of TOK the loss is 3% below the base's.",
     ]
     alike = dataclasses.replace(LITTLE, far=0.075, near=0.078)
     assert faults(unseen=alike, ratio=0)[0] == "Verdict: it learned, but other words call it too"

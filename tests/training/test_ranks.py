@@ -349,7 +349,7 @@ def test_the_number_of_gpus_is_what_is_asked_for_or_all_and_without_one_there_is
     assert ranks.how_many("", None, lines.append) == 1
     assert lines == []
     assert ranks.how_many("2", None, lines.append) == 1
-    assert lines == ["GPUs: 2 are asked for by GPUS, and there is none to be seen"]
+    assert lines == ["GPUS asks for 2 GPUs, but none is visible here"]
     lines.clear()
     assert ranks.how_many(None, A_GPU, lines.append) == 4
     assert ranks.how_many(" 2", A_GPU, lines.append) == 2
