@@ -11,11 +11,15 @@ import cog
 
 from lora import disk, web
 from lora.request import without_secrets
+from lora.result import tarball
 
 SHOWN = 100
 """Characters of a value that a message shows."""
-LEFT_BESIDE = ("-preview.webp", "-report.html", "-checkpoints")
-"""What script/train writes beside its tar, behind the tar's stem."""
+BESIDE = {
+    "report/preview.webp": ("preview.webp", "Before and after"),
+    "report/index.html": ("report.html", "The report"),
+}
+"""What script/train takes out of its tar and lays beside it: its name's ending, and what it is called."""
 MAX_DOWNLOAD = 4 * 2**30
 """Bytes, as of an archive."""
 
@@ -96,7 +100,8 @@ def fetched(name: str, value: Path) -> Path:
 def packed(folder: Path, target: Path) -> Path:
     """The files of a folder, hidden ones and what a training left there left out, as a zip without compression. Raises
     DiskError."""
-    left = {folder / f"{tar.stem}{ending}" for tar in folder.glob("*.tar") for ending in (".tar", *LEFT_BESIDE)}
+    endings = (".tar", f"-{tarball.BESIDE}", *(f"-{ending}" for ending, _ in BESIDE.values()))
+    left = {folder / f"{tar.stem}{ending}" for tar in folder.glob("*.tar") for ending in endings}
     with disk.writing(target), zipfile.ZipFile(target, "w", strict_timestamps=False) as archive:
         for file in sorted(folder.rglob("*")):
             name = file.relative_to(folder)

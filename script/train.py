@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lora import disk, presets, request
 from lora.result import tarball
-from script import cli, signature
+from script import cli, files, signature
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = cli.Command(
@@ -18,11 +18,6 @@ COMMAND = cli.Command(
     output="trained_model.tar",
     folders=("input_images",),
 )
-BESIDE = {
-    "report/preview.webp": ("preview.webp", "Before and after"),
-    "report/index.html": ("report.html", "The report"),
-}
-"""What is taken out of the tar and laid beside it: its name's ending, and what it is called."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,7 +44,7 @@ def _train(values: dict[str, object], output: Path) -> None:
     except disk.DiskError as error:
         raise disk.DiskError(f"{error}\nThe LoRA is kept in {cli.move_out(weights)}") from error
     print(f"The LoRA:            {output} ({output.stat().st_size / 1e6:.1f} MB)")
-    for member, (ending, called) in BESIDE.items():
+    for member, (ending, called) in files.BESIDE.items():
         content = read_member(weights, member)
         if content is not None:
             path = output.with_name(f"{output.stem}-{ending}")
